@@ -1,0 +1,63 @@
+"""Which dataset labels which task, and how much: the first thing to look at before a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mtl_rcnn.data.catalog import Dataset
+from mtl_rcnn.data.target import Coverage, Target
+from mtl_rcnn.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One cell line of the label table: a dataset and a task.
+
+    Attributes:
+        images_labelled, images: images labelled for the task (also those labelled as showing nothing), of all.
+        instances_labelled, instances: instances that carry a label of the task, of all that are no crowd.
+    """
+
+    dataset: str
+    task: str
+    images_labelled: int
+    images: int
+    instances_labelled: int
+    instances: int
+
+
+def label_table(datasets: Sequence[Dataset], targets: Mapping[str, Target]) -> list[LabelRow]:
+    """Checks every label of every record, and counts: one row per dataset and task.
+
+    Raises:
+        DataError: the first faulty label, and how many more records have one.
+    """
+    return [_row(dataset, name, target) for dataset in datasets for name, target in targets.items()]
+
+
+def _row(dataset: Dataset, name: str, target: Target) -> LabelRow:
+    covered = _check(dataset, target)
+    return LabelRow(
+        dataset=dataset.name,
+        task=name,
+        images_labelled=sum(cover.image for cover in covered),
+        images=len(dataset.records),
+        instances_labelled=sum(cover.instances for cover in covered),
+        instances=sum(not entry["iscrowd"] for record in dataset.records for entry in record["annotations"]),
+    )
+
+
+def _check(dataset: Dataset, target: Target) -> list[Coverage]:
+    covered: list[Coverage] = []
+    faults: list[DataError] = []
+    for record in dataset.records:
+        try:
+            covered.append(target.check(record))
+        except DataError as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError(f"{faults[0]} ({len(faults) - 1} more images of dataset {dataset.name!r} have faulty labels)")
+    return covered

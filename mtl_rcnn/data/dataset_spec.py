@@ -1,0 +1,79 @@
+"""One dataset as the configuration describes it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mtl_rcnn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One entry of `data.train` or `data.val`.
+
+    Attributes:
+        name: of the dataset, unique in its list.
+        images: folder of the image files.
+        annotations: COCO JSON files of the same images.
+        tasks: names of the tasks this dataset labels; None leaves it to what the annotations carry.
+        classes: names of the categories to use; None for all of the files.
+        limit: only the first so many of the images that are left.
+        image_ids: only these images.
+    """
+
+    name: str
+    images: str
+    annotations: tuple[str, ...]
+    tasks: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    limit: int | None = None
+    image_ids: tuple[int | str, ...] | None = None
+
+    @staticmethod
+    def from_config(node: Mapping[str, Any], root: str = "", where: str = "data.train") -> DatasetSpec:
+        """From a configuration node; relative paths are taken from `root`.
+
+        Raises:
+            ConfigError: an unknown, missing or malformed key, named with `where`.
+        """
+        known = [entry.name for entry in fields(DatasetSpec)]
+        for key in node:
+            if key not in known:
+                raise ConfigError(f"{where}.{key}: unknown key{suggest(key, known)}; known: {', '.join(known)}")
+        for key in ("name", "images", "annotations"):
+            if not node.get(key):
+                raise ConfigError(f"{where}.{key}: missing; a dataset needs name, images and annotations")
+        limit = node.get("limit")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ConfigError(f"{where}.limit={limit}: expected null or a number of images, at least 1")
+        files = [node["annotations"]] if isinstance(node["annotations"], str | Path) else node["annotations"]
+        return DatasetSpec(
+            name=str(node["name"]),
+            images=str(Path(root) / node["images"]),
+            annotations=tuple(str(Path(root) / file) for file in files),
+            tasks=_list(node, "tasks", where),
+            classes=_list(node, "classes", where),
+            limit=limit,
+            image_ids=_list(node, "image_ids", where),
+        )
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" if a candidate is close, else nothing."""
+    close = difflib.get_close_matches(str(word), list(candidates), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list(node: Mapping[str, Any], key: str, where: str) -> tuple | None:
+    value = node.get(key)
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{where}.{key}={value}: expected null or a list, such as [{value}]")
+    if not value and key != "tasks":
+        raise ConfigError(f"{where}.{key}=[]: the list is empty; expected null for all, or the ones to use")
+    return tuple(value)

@@ -1,0 +1,214 @@
+"""Loaders: worker processes run the mapper on what the planner says. They have no random state and share records."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from mtl_rcnn.data.mapper import Mapper
+from mtl_rcnn.data.planner import BatchPlanner, Slot, check_world
+from mtl_rcnn.data.target import Record, Sample
+from mtl_rcnn.errors import DataError, MtlRcnnError, UnreadableImageError
+
+logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 10
+"""Unreadable images in a row for one sample before training gives up: more is no accident."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """An image that could not be read, and was left out."""
+
+    dataset: str
+    image_id: int | str
+    file_name: str
+    reason: str
+
+
+class RecordStore(Sequence[Record]):
+    """Records pickled into one tensor: worker processes share it, where Python objects would be copied page by page."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        buffer = bytearray()
+        ends = [0]
+        for record in records:
+            buffer += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+            ends.append(len(buffer))
+        self._bytes = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
+        self._ends = torch.tensor(ends)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = self._ends[index : index + 2].tolist()
+        return pickle.loads(memoryview(self._bytes[start:end].numpy()))
+
+
+class Loader:
+    """Iterates over batches (lists of samples), in order, whatever the number of workers.
+
+    Attributes:
+        excluded: file name -> exclusion, for every image so far that could not be read (`data.on_error=skip`).
+    """
+
+    def __init__(self, samples: TorchDataset, batches: Iterable[list[Slot]], workers: int) -> None:
+        self.excluded: dict[str, Exclusion] = {}
+        self._batches = batches
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=_single_threaded,
+            # DataLoader draws a seed for its workers, which nobody uses; not from the global generator, others do.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Number of batches, for loaders that end."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for results in self._loader:
+            samples = [sample for result in results if (sample := self._open(result)) is not None]
+            if samples:
+                yield samples
+
+    def _open(self, result: _Result) -> Sample | None:
+        for exclusion in result.excluded:
+            if exclusion.file_name not in self.excluded:
+                self.excluded[exclusion.file_name] = exclusion
+                logger.warning("left out unreadable image number %d: %s", len(self.excluded), exclusion.reason)
+        if result.error is not None:
+            raise result.error
+        return result.sample
+
+
+def build_train_loader(
+    records: Sequence[Record],
+    mapper: Mapper,
+    planner: BatchPlanner,
+    start_iteration: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Loader:
+    """Endless batches of this rank from `start_iteration` on. Samples depend neither on `workers` nor on the start.
+
+    With `data.on_error=skip` an unreadable image is replaced by another, a function of (seed, n, attempt), and named
+    in `Loader.excluded`.
+
+    Raises:
+        ConfigError: the batch size cannot be shared out evenly among the ranks.
+        DataError: while iterating, on a faulty record.
+    """
+    check_world(planner.batch_size, world)
+    samples = _Samples(RecordStore(records), mapper, planner)
+    return Loader(samples, _PlannedBatches(planner, start_iteration, rank, world), workers)
+
+
+def build_eval_loader(
+    records: Sequence[Record], mapper: Mapper, rank: int = 0, world: int = 1, workers: int = 0, batch_size: int = 1
+) -> Loader:
+    """Every record once over all ranks, in order, each rank a part in a row; `sample_index` is the record's index.
+
+    With `data.on_error=skip` unreadable images are left out, and named in `Loader.excluded`.
+    """
+    start, end = (len(records) * part // world for part in (rank, rank + 1))
+    slots = [(index, index) for index in range(start, end)]
+    batches = [slots[first : first + batch_size] for first in range(0, len(slots), batch_size)]
+    part = _Offset(RecordStore(records[start:end]), start)
+    return Loader(_Samples(part, mapper, None), batches, workers)
+
+
+@dataclass
+class _Result:
+    """What a worker hands over. Errors travel as values: raised in a worker, torch would wrap them in a traceback."""
+
+    sample: Sample | None
+    excluded: tuple[Exclusion, ...] = ()
+    error: MtlRcnnError | None = None
+
+
+class _Samples(TorchDataset):
+    """(sample index, record index) -> result. Without a planner an unreadable image is left out, not replaced."""
+
+    def __init__(self, records: Any, mapper: Mapper, planner: BatchPlanner | None) -> None:
+        self.records = records
+        self.mapper = mapper
+        self.planner = planner
+
+    def __getitem__(self, slot: Slot) -> _Result:
+        sample_index, record_index = slot
+        excluded: list[Exclusion] = []
+        for attempt in range(_MAX_ATTEMPTS):
+            record = self.records[record_index]
+            try:
+                return _Result(self._map(record, sample_index, attempt), tuple(excluded))
+            except UnreadableImageError as error:
+                if self.mapper.on_error != "skip":
+                    return _Result(None, error=error)
+                excluded.append(Exclusion(record["dataset"], record["image_id"], record["file_name"], str(error)))
+            except MtlRcnnError as error:
+                return _Result(None, tuple(excluded), error)
+            if self.planner is None:
+                return _Result(None, tuple(excluded))
+            record_index = self.planner.replacement(sample_index, attempt + 1)
+        text = f"sample {sample_index}: {_MAX_ATTEMPTS} images in a row cannot be read, the last: {excluded[-1].reason}"
+        return _Result(None, tuple(excluded), DataError(text))
+
+    def _map(self, record: Record, sample_index: int, attempt: int) -> Sample:
+        try:
+            return self.mapper(record, sample_index, attempt)
+        except MtlRcnnError:
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"while loading {record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+class _PlannedBatches:
+    """This rank's part of batch after batch."""
+
+    def __init__(self, planner: BatchPlanner, start: int, rank: int, world: int) -> None:
+        self.planner = planner
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        index = self.start
+        while True:
+            yield self.planner.rank_slice(index, self.rank, self.world)
+            index += 1
+
+
+class _Offset:
+    """Records of a part of a dataset under their index in the whole."""
+
+    def __init__(self, records: RecordStore, offset: int) -> None:
+        self.records = records
+        self.offset = offset
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.records[index - self.offset]
+
+
+def _single_threaded(worker: int) -> None:
+    """OpenCV's own threads would fight with those of the other workers (torch already keeps to one)."""
+    import cv2
+
+    cv2.setNumThreads(0)

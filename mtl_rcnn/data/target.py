@@ -1,0 +1,113 @@
+"""The data side of a task: how its labels are read, checked, moved with the image, and drawn.
+
+A `Target` lives in loader workers: it is picklable, holds no weights and knows nothing of the network. Three states are
+kept apart for every (image, task) and every (instance, task): *labelled*, *labelled and empty*, *absent*.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mtl_rcnn.data.geometry import Geometry
+    from mtl_rcnn.data.label_space import LabelSpace
+    from mtl_rcnn.visualize.canvas import Canvas
+
+Record = Mapping[str, Any]
+"""One image, as Detectron2's dataset dict, from `data.coco`:
+    file_name: str, height: int, width: int (pixels), image_id: int | str, dataset: str
+    annotations: list of COCO annotations with every raw field kept; `category_id` is the contiguous class index of the label
+        space, `bbox` is [x, y, w, h] in pixels, `id` the annotation's id, `iscrowd` 0 or 1
+    tasks: tuple of the task names the dataset declares to label, or None ("auto": whatever its annotations carry)
+    classes: tuple of the class indices that the dataset labels (others may be visible but are not annotated)
+    category_ids: tuple, for each of `classes` the dataset's own category id (results files speak of these)
+"""
+
+Sample = dict[str, Any]
+"""What the mapper makes of a record, and what the network gets (a batch is a list of samples):
+    image: (3, H, W) uint8 in the model's channel order, network frame (after augmentation)
+    height, width: original size in pixels; image_id, file_name, dataset: of the record; sample_index: int, position n in the stream
+    labelled: dict task name -> bool, whether this image is labelled for the task
+    instances: Detectron2 Instances in the network frame with every instance task's `gt_*` fields
+    ignore_boxes: (M, 4) XYXY boxes whose inside is neither object nor background (crowds under `crowd: ignore`)
+    labelled_classes: (C,) bool, the classes that the image's dataset labels
+    targets: dict image task name -> label
+Samples made without labels (evaluation) hold only image, height, width, image_id, file_name, dataset and sample_index.
+"""
+
+Prediction = dict[str, Tensor]
+"""One image's predictions as named tensors in the original image's frame, e.g. boxes (N, 4) XYXY pixels, scores (N,), classes (N,),
+masks (N, H, W) bool. Instance tasks share the rows of `boxes`."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What one record labels for one task: whether the image counts as labelled, and how many of its instances."""
+
+    image: bool
+    instances: int = 0
+
+
+class Target(ABC):
+    """Reads one task's labels. `name` is the task's name in the configuration.
+
+    Subclasses receive their knobs from the `target:` section of the task's YAML as keyword arguments.
+    """
+
+    def __init__(self, name: str, label_space: LabelSpace) -> None:
+        self.name = name
+        self.label_space = label_space
+
+    def declared(self, record: Record) -> bool | None:
+        """Whether the record's dataset declares this task; None when it leaves that to its annotations."""
+        tasks = record["tasks"]
+        return None if tasks is None else self.name in tasks
+
+    @abstractmethod
+    def check(self, record: Record) -> Coverage:
+        """Validates a record's labels once, before training. Raises DataError naming file, image id and annotation id."""
+
+    @abstractmethod
+    def as_prediction(self, sample: Sample) -> Prediction:
+        """The sample's labels in the form of a prediction (same frame as the sample), for drawing and for checking evaluators.
+
+        Instance tasks return rows aligned with `sample["instances"]`.
+        """
+
+    @abstractmethod
+    def draw(self, canvas: Canvas, prediction: Prediction) -> None:
+        """Draws this task's part of a prediction (or of `as_prediction`) on the canvas."""
+
+
+class InstanceTarget(Target):
+    """A target whose labels belong to instances (detector and RoI slots)."""
+
+    @abstractmethod
+    def load(
+        self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
+    ) -> dict[str, Any] | None:
+        """Labels of the record's kept annotations, in their order, moved by `geometry`; None if the image is not labelled.
+
+        Returns Instances fields of length N = len(annotations), each named `gt_*`. A task other than the detector adds
+        `gt_has_<name>`: (N,) bool, False where the instance carries no label of this task; the other fields then hold a
+        placeholder that is never read.
+        """
+
+
+class ImageTarget(Target):
+    """A target whose labels belong to the whole image (image slot)."""
+
+    @abstractmethod
+    def load(self, record: Record, geometry: Geometry) -> Any | None:
+        """The image's label, moved by `geometry`; None if the image is not labelled."""
+
+
+def valid_mask(samples: Sequence[Sample], name: str) -> Tensor:
+    """(B,) bool: which samples of the batch are labelled for task `name`."""
+    return torch.tensor([bool(sample["labelled"].get(name, False)) for sample in samples], dtype=torch.bool)

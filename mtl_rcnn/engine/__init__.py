@@ -1,0 +1,1 @@
+"""Engine: launch, build, train, checkpoint, resume."""

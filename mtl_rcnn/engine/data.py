@@ -1,0 +1,89 @@
+"""From the configuration to datasets, loaders and evaluation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig, OmegaConf
+
+from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
+from mtl_rcnn.data.mapper import Mapper
+from mtl_rcnn.data.planner import BatchPlanner
+from mtl_rcnn.data.target import Target
+from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.engine.build import build_evaluators
+from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.evaluation.inference import EvaluationSet
+
+
+def train_datasets(cfg: DictConfig) -> tuple[list[Dataset], LabelSpace]:
+    """The training sets and the classes they span."""
+    return build_datasets(
+        _specs(cfg, "train"), dict(cfg.data.aliases), min_instances=cfg.data.min_instances, on_error=cfg.data.on_error
+    )
+
+
+def val_datasets(cfg: DictConfig, label_space: LabelSpace) -> list[Dataset]:
+    """The evaluation sets, their classes mapped by name; an empty list if none is configured."""
+    specs = _specs(cfg, "val")
+    if not specs:
+        return []
+    return build_datasets(specs, dict(cfg.data.aliases), label_space, on_error=cfg.data.on_error)[0]
+
+
+def build_mapper(cfg: DictConfig, targets: Mapping[str, Target], training: bool, labels: bool | None = None) -> Mapper:
+    """What turns records into samples: training or test augmentation."""
+    key = "train_augment" if training else "test_augment"
+    return Mapper(
+        targets,
+        build_augmentations(cfg.data[key], f"data.{key}"),
+        input_format=cfg.model.input_format,
+        crowd=cfg.data.crowd,
+        on_error=cfg.data.on_error,
+        seed=cfg.seed,
+        training=training,
+        labels=labels,
+    )
+
+
+def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
+    """Which images make which batch, over all training sets together."""
+    sizes = [(record["height"], record["width"]) for dataset in datasets for record in dataset.records]
+    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed)
+
+
+def train_loader(
+    cfg: DictConfig, datasets: list[Dataset], targets: Mapping[str, Target], start_iteration: int, ranks: Ranks
+) -> Loader:
+    """This rank's endless batches."""
+    return build_train_loader(
+        [record for dataset in datasets for record in dataset.records],
+        build_mapper(cfg, targets, training=True),
+        build_planner(cfg, datasets),
+        start_iteration,
+        ranks.rank,
+        ranks.world,
+        cfg.data.workers,
+    )
+
+
+def evaluation_sets(
+    cfg: DictConfig, datasets: list[Dataset], label_space: LabelSpace, ranks: Ranks
+) -> list[EvaluationSet]:
+    """Loader and evaluators of every evaluation set."""
+    mapper = build_mapper(cfg, {}, training=False)
+    return [
+        EvaluationSet(
+            dataset.name,
+            build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers),
+            build_evaluators(cfg, label_space, dataset.records),
+        )
+        for dataset in datasets
+    ]
+
+
+def _specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
+    nodes = OmegaConf.to_container(cfg.data[split], resolve=True)
+    return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]

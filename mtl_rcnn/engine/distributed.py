@@ -1,0 +1,291 @@
+"""Ranks: who computes, and how all of them end when one of them fails.
+
+Ranks come from the environment that `torchrun` sets; without it there is one process and no process group. Everything
+here works the same with one process, and `detectron2.utils.comm` sees the same ranks (its functions of the *local* rank
+excepted: they need Detectron2's own launcher; `Ranks.local_rank` says the same).
+
+    with distributed("auto") as ranks, fail_together(ranks):
+        train(ranks)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtl_rcnn.errors import ConfigError, MtlRcnnError
+
+__all__ = [
+    "Ranks",
+    "all_reduce_sum",
+    "barrier",
+    "broadcast_object",
+    "distributed",
+    "fail_together",
+    "init",
+    "is_main",
+    "share_buffers",
+    "world_size",
+]
+
+_POLL_SECONDS = 0.5
+_STORE_SECONDS = 10
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes.
+
+    Attributes:
+        rank: in [0, world); rank 0 writes files and the log.
+        world: number of processes on all machines.
+        local_rank: index among this machine's processes; also the index of its GPU.
+        device: where this process computes.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+
+@contextmanager
+def distributed(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """`init`, and the process group's end when the block is left."""
+    ranks = init(device, timeout_s)
+    try:
+        yield ranks
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def init(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
+    """Reads the ranks from the environment and, where there is more than one, joins them in a process group.
+
+    Args:
+        device: "cpu" (gloo), "cuda" (NCCL), or "auto": a GPU where there is one.
+        timeout_s: seconds after which a collective that some rank never joined is an error.
+
+    Raises:
+        ConfigError: an incomplete or contradictory environment, or a device that this machine lacks.
+    """
+    rank, world, local_rank = _ranks_from_environment(os.environ)
+    ranks = Ranks(rank, world, local_rank, _choose_device(device, local_rank))
+    on_gpu = ranks.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(ranks.device)
+    if world > 1:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            rank=rank,
+            world_size=world,
+            device_id=ranks.device if on_gpu else None,
+        )
+    return ranks
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits until every rank has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value` (anything that pickles) on every rank; the other ranks' argument is not read."""
+    if world_size() == 1:
+        return value
+    box = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of `tensor` (any shape, on this rank's device) over the ranks, as a new tensor without gradient."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers (such as batch norm's statistics, of which each rank has its own after a step)."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def fail_together(ranks: Ranks) -> Iterator[None]:
+    """An exception inside the block on one rank ends all ranks within seconds. Every rank enters and leaves together.
+
+    The failing rank prints `error on rank R: ...` (with a traceback, unless it is an `MtlRcnnError`, whose text is
+    enough), leaves the message in the store through which the ranks met, and ends its process. A thread on every rank
+    looks there twice a second and ends its process too, even one that waits in a collective; one process per machine
+    repeats the message. The first failure counts: a broken connection that follows from it is not reported. The failing
+    rank's exit status is 2 for an `MtlRcnnError`, else 1. With one process the exception simply passes through.
+    """
+    if ranks.world == 1:
+        yield
+        return
+    monitor = _Monitor(ranks)
+    monitor.start()
+    try:
+        yield
+        barrier()  # none leaves, and rank 0 keeps the store, until all have succeeded
+    except BaseException as error:
+        monitor.fail(error)
+    monitor.stop()
+
+
+class _Monitor:
+    """One rank's watch on the failures of the others, over an own connection to the store."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        # An own connection: the process group's is locked while it waits for other ranks.
+        self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        self.store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=_STORE_SECONDS),
+        )
+        # torchrun's store outlives a restart of the ranks, so that each attempt needs its own key.
+        self.key = f"mtl_rcnn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="fail_together", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Reports this rank's exception, unless it follows from an earlier failure, and ends the process."""
+        self.stop()
+        message = f"error on rank {self.ranks.rank}: {_describe(error)}"
+        first = self._publish(message)
+        if first == message:
+            if not isinstance(error, MtlRcnnError | KeyboardInterrupt):
+                traceback.print_exception(error)
+            print(message, file=sys.stderr)
+            time.sleep(3 * _POLL_SECONDS)  # the others read the message; rank 0's end may take the store away
+        else:
+            self._repeat(first)
+        _exit(2 if isinstance(error, MtlRcnnError) else 1)
+
+    def _publish(self, message: str) -> str:
+        """Stores the message if it is the first one; returns the first one."""
+        try:
+            return self.store.compare_set(self.key, "", message).decode()
+        except (RuntimeError, ConnectionError):  # the store is gone: nobody is left to tell, and `message` is printed
+            return message
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(_POLL_SECONDS):
+            failure = self._look()
+            if failure is not None:
+                self._repeat(failure)
+                _exit(1)
+
+    def _look(self) -> str | None:
+        """The message of a rank that failed, or None."""
+        try:
+            return self.store.get(self.key).decode() if self.store.check([self.key]) else None
+        except (RuntimeError, ConnectionError):
+            if self.stopped.wait(4 * _POLL_SECONDS):  # all succeeded and rank 0, with the store, was faster to end
+                return None
+            return (
+                f"lost the connection to {self.address}: the process of rank 0 or its launcher has ended, or was killed"
+            )
+
+    def _repeat(self, message: str) -> None:
+        if self.ranks.local_rank == 0:
+            print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, MtlRcnnError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends the process now: an orderly end could wait for ranks that never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _ranks_from_environment(environ: Mapping[str, str]) -> tuple[int, int, int]:
+    """(rank, world, local rank) of torchrun's variables; (0, 1, 0) without them."""
+    if "RANK" not in environ and "WORLD_SIZE" not in environ:
+        return 0, 1, 0
+    missing = [name for name in _VARIABLES if name not in environ]
+    if missing:
+        raise ConfigError(
+            f"environment: {', '.join(missing)} not set although RANK or WORLD_SIZE is; "
+            "start with torchrun, which sets all of them, or unset them to run one process"
+        )
+    rank, world, local_rank, _ = (_integer(environ, name) for name in _VARIABLES if name != "MASTER_ADDR")
+    if not (0 <= rank < world and 0 <= local_rank < world):
+        raise ConfigError(
+            f"environment: RANK={rank} and LOCAL_RANK={local_rank} must lie in [0, WORLD_SIZE) with WORLD_SIZE={world}"
+        )
+    return rank, world, local_rank
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ConfigError(f"environment: {name}={environ[name]!r} is not a whole number") from None
+
+
+def _choose_device(name: str, local_rank: int) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu or cuda, got {name!r}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for but PyTorch sees no GPU; use device=cpu or device=auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: local rank {local_rank} has no GPU of its own, this machine has {torch.cuda.device_count()}; "
+            f"start at most {torch.cuda.device_count()} processes here (torchrun --nproc-per-node) or use device=cpu"
+        )
+    return torch.device("cuda", local_rank)

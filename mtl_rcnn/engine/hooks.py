@@ -1,0 +1,103 @@
+"""What happens between steps: the log, evaluation with the best checkpoint, checkpoints. In this order, so that a checkpoint knows
+everything that was written before it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.engine import HookBase
+
+from mtl_rcnn.engine.checkpoint import Checkpointer
+from mtl_rcnn.engine.distributed import broadcast_object
+from mtl_rcnn.engine.progress import UserScalars, Writers
+from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.evaluation.evaluator import Metric
+
+
+class WriteHook(HookBase):
+    """Writes the step's values every `period` iterations and after the last."""
+
+    def __init__(self, period: int, writers: Writers) -> None:
+        self.period, self.writers = period, writers
+
+    def before_train(self) -> None:
+        self.user_scalars = UserScalars(self.trainer.storage)
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter + 1
+        if is_due(iteration, self.period, self.trainer.max_iter):
+            scalars = {**self.trainer.scalars, **self.user_scalars.new()}
+            self.writers.write(iteration, scalars, self.trainer.watch.timings(iteration))
+
+
+class EvaluationHook(HookBase):
+    """Evaluates every `period` iterations and after the last, and keeps the best network.
+
+    Args:
+        period: iterations; 0 evaluates only after the last.
+        evaluate: called with the iteration on every rank; metrics on rank 0, {} elsewhere.
+        writers: take the metrics.
+        checkpointer, state: save the best network.
+        best_metric: "dataset/task/metric", or None to keep no best.
+        best: the best result so far, of the checkpoint that the run resumes from.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[int], Mapping[str, Metric]],
+        writers: Writers,
+        checkpointer: Checkpointer,
+        state: Callable[[], dict[str, Any]],
+        best_metric: str | None,
+        best: dict[str, Any] | None,
+    ) -> None:
+        self.period, self.evaluate, self.writers = period, evaluate, writers
+        self.checkpointer, self.state, self.best_metric, self.best = checkpointer, state, best_metric, best
+        self.metrics: dict[str, Metric] = {}
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter + 1
+        if not is_due(iteration, self.period, self.trainer.max_iter):
+            return
+        self.metrics = broadcast_object(dict(self.evaluate(iteration)))
+        self.writers.write(iteration, {name: metric.value for name, metric in self.metrics.items()}, {})
+        if self.best_metric is not None and self._is_best(iteration):
+            self.checkpointer.save_best(self.state(), self.best)
+
+    def _is_best(self, iteration: int) -> bool:
+        metric = self.metrics.get(self.best_metric)
+        if metric is None:
+            raise ConfigError(f"solver.best_metric={self.best_metric}: {_no_such_metric(self.best_metric, self.metrics)}")
+        found = {"metric": self.best_metric, "value": metric.value, "iteration": iteration}
+        if self.best is not None and self.best["metric"] == self.best_metric:
+            gain = metric.value - self.best["value"]
+            if (gain if metric.higher_is_better else -gain) <= 0:
+                return False
+        self.best = found
+        return True
+
+
+class CheckpointHook(HookBase):
+    """Saves a checkpoint every `period` iterations and after the last."""
+
+    def __init__(self, period: int, checkpointer: Checkpointer, state: Callable[[], dict[str, Any]]) -> None:
+        self.period, self.checkpointer, self.state = period, checkpointer, state
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter + 1
+        if is_due(iteration, self.period, self.trainer.max_iter):
+            self.checkpointer.save(iteration, self.state())
+
+
+def is_due(iteration: int, period: int, last: int) -> bool:
+    """Whether something that happens every `period` iterations (0: never) and at the last happens at `iteration`."""
+    return iteration == last or (period > 0 and iteration % period == 0)
+
+
+def _no_such_metric(name: str, metrics: Mapping[str, Metric]) -> str:
+    close = difflib.get_close_matches(name, metrics, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"metrics are {', '.join(m for m in metrics if m.count('/') == 2)}"
+    return f"no such metric; {hint}"

@@ -1,0 +1,191 @@
+"""The optimizer, and the learning rate as a pure function of the iteration (so that nothing needs resuming)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_rcnn.errors import CheckpointError, ConfigError
+
+__all__ = ["SCHEDULES", "LrSchedule", "build_optimizer", "clip_gradients", "load_optimizer"]
+
+SCHEDULES = ("multistep", "cosine")
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+@dataclass(frozen=True)
+class LrSchedule:
+    """Learning rate by iteration: warm-up, then multi-step or cosine; the values of Detectron2's schedulers.
+
+    With s(t) = gamma^(number of steps <= t) or 0.5 (1 + cos(pi t / max_iter)), the learning rate is lr * s(t) from
+    t = warmup_iters on, and before that lr * (a line from warmup_factor * s(0) at 0 to s(warmup_iters)).
+    A warm-up longer than the training keeps its slope and is cut off.
+
+    Attributes:
+        lr: the base learning rate.
+        max_iter: number of iterations of the whole training.
+        name: one of `SCHEDULES`.
+        steps: iterations at which the rate is multiplied by `gamma`, increasing, in (0, max_iter).
+        warmup_iters, warmup_factor: see above.
+    """
+
+    lr: float
+    max_iter: int
+    name: str = "multistep"
+    steps: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_iters: int = 0
+    warmup_factor: float = 0.001
+
+    @staticmethod
+    def from_config(solver: Mapping[str, Any]) -> LrSchedule:
+        """Reads the `solver` node. Raises ConfigError naming the key."""
+        _check_positive(solver, "lr", "max_iter")
+        if solver["schedule"] not in SCHEDULES:
+            raise ConfigError(f"solver.schedule: expected one of {', '.join(SCHEDULES)}, got {solver['schedule']!r}")
+        if solver["warmup_iters"] < 0 or not 0 <= solver["warmup_factor"] <= 1:
+            raise ConfigError(
+                "solver.warmup_iters must be >= 0 and solver.warmup_factor in [0, 1], "
+                f"got {solver['warmup_iters']} and {solver['warmup_factor']}"
+            )
+        return LrSchedule(
+            lr=float(solver["lr"]),
+            max_iter=int(solver["max_iter"]),
+            name=solver["schedule"],
+            steps=_steps(solver["steps"] or (), int(solver["max_iter"])) if solver["schedule"] == "multistep" else (),
+            gamma=float(solver["gamma"]),
+            warmup_iters=int(solver["warmup_iters"]),
+            warmup_factor=float(solver["warmup_factor"]),
+        )
+
+    def at(self, iteration: int) -> float:
+        """Learning rate of step `iteration`, counted from 0: before it, `iteration` steps are done."""
+        return self.lr * self._factor(iteration)
+
+    def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> float:
+        """Sets the learning rate of step `iteration` in every parameter group and returns it."""
+        lr = self.at(iteration)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _factor(self, iteration: int) -> float:
+        if iteration >= self.warmup_iters:
+            return self._shape(iteration)
+        start, end = self.warmup_factor * self._shape(0), self._shape(self.warmup_iters)
+        return start + (end - start) * iteration / self.warmup_iters
+
+    def _shape(self, iteration: int) -> float:
+        if self.name == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(iteration, self.max_iter) / self.max_iter))
+        return self.gamma ** bisect_right(self.steps, iteration)
+
+
+def build_optimizer(model: nn.Module, solver: Mapping[str, Any]) -> torch.optim.SGD:
+    """SGD over every trainable parameter, each once, frozen ones left out.
+
+    Normalisation layers have their own `solver.weight_decay_norm` (null: the common `solver.weight_decay`). At most two
+    groups, in the model's order, with the parameters' names, which `load_optimizer` compares.
+
+    Raises:
+        ConfigError: a value out of range, or a model without trainable parameters.
+    """
+    _check_solver(solver)
+    decay, decay_norm = solver["weight_decay"], solver["weight_decay_norm"]
+    layers = [module for module in model.modules() if isinstance(module, _NORMS)]
+    norms = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(name, p) for name, p in trainable if id(p) not in norms], "weight_decay": decay},
+        {
+            "params": [(name, p) for name, p in trainable if id(p) in norms],
+            "weight_decay": decay if decay_norm is None else decay_norm,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError("the model has no trainable parameter: something in the configuration freezes all of it")
+    return torch.optim.SGD(groups, lr=solver["lr"], momentum=solver["momentum"], nesterov=solver["nesterov"])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str) -> None:
+    """Loads a checkpoint's optimizer state.
+
+    Raises:
+        CheckpointError: it belongs to other parameters, or to the same ones in another order, where PyTorch would
+            silently mix up their momenta.
+    """
+    ours = [group["param_names"] for group in optimizer.state_dict()["param_groups"]]
+    theirs = [group.get("param_names") for group in state["param_groups"]]
+    if ours != theirs:
+        found, expected = ([name for group in groups for name in group or ()] for groups in (theirs, ours))
+        differing = sorted(set(found) ^ set(expected))
+        what = f"not in both: {', '.join(differing[:10])}" if differing else "the same ones, ordered otherwise"
+        raise CheckpointError(
+            f"{source}: its optimizer trains {len(found)} parameters, this run {len(expected)} ({what}); "
+            "resume with the checkpoint's configuration, or start anew from its weights with checkpoint.weights=<file>"
+        )
+    optimizer.load_state_dict(dict(state))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scales all gradients so that their joint 2-norm is at most `max_norm` (None: leaves them).
+
+    Returns:
+        () the norm before scaling; zero without gradients. Not finite if a gradient is not: then so are the gradients.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    if max_norm is None:
+        return nn.utils.get_total_norm([p.grad for p in parameters])
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _steps(steps: Sequence[int | float], max_iter: int) -> tuple[int, ...]:
+    found = tuple(_step(step, max_iter) for step in steps)
+    if list(found) != sorted(found):
+        raise ConfigError(f"solver.steps: {list(steps)} (iterations {list(found)}) must increase")
+    return found
+
+
+def _step(step: int | float, max_iter: int) -> int:
+    if isinstance(step, float) and 0 < step < 1:
+        return max(1, round(step * max_iter))
+    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+        raise ConfigError(
+            f"solver.steps: {step!r} is neither an iteration (1, 2, ...) nor a fraction of max_iter in (0, 1)"
+        )
+    if step >= max_iter:
+        raise ConfigError(
+            f"solver.steps: {step} is not before the end, solver.max_iter={max_iter}; "
+            "lower it, or give fractions of max_iter such as [0.67, 0.89]"
+        )
+    return step
+
+
+def _check_solver(solver: Mapping[str, Any]) -> None:
+    _check_positive(solver, "lr")
+    if not 0 <= solver["momentum"] < 1:
+        raise ConfigError(f"solver.momentum: expected a number in [0, 1), got {solver['momentum']}")
+    if solver["nesterov"] and solver["momentum"] == 0:
+        raise ConfigError("solver.nesterov needs solver.momentum > 0")
+    for key in ("weight_decay", "weight_decay_norm"):
+        if solver[key] is not None and solver[key] < 0:
+            raise ConfigError(f"solver.{key}: expected a number >= 0, got {solver[key]}")
+
+
+def _check_positive(solver: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        if not (isinstance(solver[key], int | float) and solver[key] > 0):
+            raise ConfigError(f"solver.{key}: expected a number > 0, got {solver[key]!r}")

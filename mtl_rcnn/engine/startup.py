@@ -1,0 +1,61 @@
+"""What a run prints before its first step: what differs from the defaults, what is labelled, what learns, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import nn
+
+from mtl_rcnn.config.diff import config_diff, format_diff
+from mtl_rcnn.data.coverage import LabelRow
+from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
+
+
+def startup_report(cfg: DictConfig, labels: Sequence[LabelRow], model: MultiTaskRCNN, ranks: Ranks) -> str:
+    """Configuration against the defaults, dataset x task label table, parameters by part, effective batch and learning rate."""
+    images = sum({row.dataset: row.images for row in labels}.values())
+    return "\n\n".join(
+        [
+            "configuration, where it differs from the defaults:\n" + format_diff(config_diff(cfg)),
+            "labels:\n" + label_report(labels),
+            "parameters:\n" + parameter_report(model),
+            schedule_report(cfg, images, ranks),
+        ]
+    )
+
+
+def label_report(labels: Sequence[LabelRow]) -> str:
+    """One line per dataset and task: images and instances that carry the task's labels, of all."""
+    rows = [
+        (row.dataset, row.task, f"{row.images_labelled} / {row.images}", f"{row.instances_labelled} / {row.instances}")
+        for row in labels
+    ]
+    return tabulate(rows, headers=("dataset", "task", "images labelled", "instances labelled"), colalign=("left",) * 4)
+
+
+def parameter_report(model: MultiTaskRCNN) -> str:
+    """Trainable and frozen parameters of the trunk and of each task."""
+    parts: dict[str, nn.Module] = {"trunk": model.backbone, **{task.name: task for task in model.tasks()}}
+    rows = [(name, *_count(module)) for name, module in parts.items()]
+    rows.append(("all", *_count(model)))
+    return tabulate([(name, f"{t:,}", f"{f:,}") for name, t, f in rows], headers=("part", "trainable", "frozen"), disable_numparse=True, colalign=("left", "right", "right"))
+
+
+def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
+    """The batch, the learning rate and the length of the run in one line."""
+    solver = cfg.solver
+    share = solver.batch_size // ranks.world
+    epochs = solver.max_iter * solver.batch_size / max(images, 1)
+    return (
+        f"batch {ranks.world} ranks x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} iterations "
+        f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
+    )
+
+
+def _count(module: nn.Module) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return trainable, sum(p.numel() for p in parameters) - trainable

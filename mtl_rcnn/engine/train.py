@@ -1,0 +1,247 @@
+"""A whole training run, from a composed configuration to metrics. `tools/train_net.py` and tests call `train`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mtl_rcnn.balancing import Scalarizer
+from mtl_rcnn.config.resolve import resolve
+from mtl_rcnn.data.coverage import label_table
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.build import build_model, build_targets, task_classes
+from mtl_rcnn.engine.checkpoint import Checkpointer
+from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
+from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
+from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
+from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, Stopwatch, TensorboardWriter, Writers
+from mtl_rcnn.engine.run import open_run, versions
+from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
+from mtl_rcnn.engine.startup import startup_report
+from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
+from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
+from mtl_rcnn.errors import ConfigError, TrainingError
+from mtl_rcnn.evaluation.evaluator import Metric
+from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
+from mtl_rcnn.evaluation.report import format_metrics
+from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        metrics: of the evaluation after the last iteration, by "dataset/task/metric"; the same on every rank.
+        folder: the run's directory.
+    """
+
+    metrics: dict[str, Metric]
+    folder: Path
+
+
+def train(cfg: DictConfig) -> Outcome:
+    """Trains, evaluates and checkpoints one run on all ranks, resuming if `output_dir` holds one.
+
+    Raises:
+        MtlRcnnError: anything the user can mend; the text says how.
+    """
+    with distributed(cfg.device) as ranks, fail_together(ranks):
+        cfg = broadcast_object(cfg)  # composed once: every rank has rank 0's run directory
+        folder = open_run(cfg, ranks)
+        datasets, label_space = train_datasets(cfg)
+        targets = build_targets(cfg, label_space)
+        table = label_table(datasets, targets)
+        sets = evaluation_sets(cfg, val_datasets(cfg, label_space), label_space, ranks)
+        model = build_model(cfg, label_space).to(ranks.device)
+        optimizer = build_optimizer(model, cfg.solver)
+        checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
+        start = _start(cfg, checkpointer, model, optimizer, label_space)
+        logger.info("%s", startup_report(cfg, table, model, ranks))
+        loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
+        trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start)
+        with _writers(cfg, folder, start["iteration"], ranks) as writers:
+            return _run(cfg, trainer, writers, checkpointer, sets, label_space, start, folder)
+
+
+def _run(
+    cfg: DictConfig,
+    trainer: Trainer,
+    writers: Writers,
+    checkpointer: Checkpointer,
+    sets: list[EvaluationSet],
+    label_space: LabelSpace,
+    start: Mapping[str, Any],
+    folder: Path,
+) -> Outcome:
+    evaluation: EvaluationHook | None = None
+
+    def state() -> dict[str, Any]:
+        return {
+            "iteration": trainer.iter + 1,
+            "model": trainer.network.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "schedule": None,
+            "scaler": None,
+            "balancing": trainer.balancer.state_dict(),
+            "best": evaluation.best if evaluation else None,
+            "label_space": label_space.state(),
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "versions": versions(),
+        }
+
+    def evaluate_network(iteration: int) -> Mapping[str, Metric]:
+        share_buffers(trainer.network)
+        metrics = evaluate(trainer.network, sets, folder)
+        if metrics:
+            logger.info("iteration %d\n%s", iteration, format_metrics(metrics))
+        return metrics
+
+    hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
+    if sets:
+        best_metric = cfg.solver.best_metric or _default_best_metric(sets)
+        evaluation = EvaluationHook(
+            cfg.solver.eval_period, evaluate_network, writers, checkpointer, state, best_metric, start["best"]
+        )
+        hooks.append(evaluation)
+    hooks.append(CheckpointHook(cfg.solver.checkpoint_period, checkpointer, state))
+    trainer.register_hooks(hooks)
+    trainer.train(start["iteration"], cfg.solver.max_iter)
+    metrics = evaluation.metrics if evaluation else {}
+    if evaluation and not metrics:  # resumed after its last iteration
+        metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
+    check_expected(metrics, cfg.expected)
+    return Outcome(dict(metrics), folder)
+
+
+def check_expected(metrics: Mapping[str, Metric], expected: Mapping[str, Any]) -> None:
+    """Compares metrics with `expected: {name: [value, tolerance]}`. Raises TrainingError naming those that fall short."""
+    short = []
+    for name, (value, tolerance) in expected.items():
+        if name not in metrics:
+            raise ConfigError(f"expected.{name}: no such metric; metrics are {', '.join(metrics)}")
+        found = metrics[name]
+        gap = value - found.value if found.higher_is_better else found.value - value
+        if gap > tolerance:
+            short.append(f"{name} is {found.value:.2f}, expected {value} within {tolerance}")
+    if short:
+        raise TrainingError("the run is complete but falls short of its expected metrics: " + "; ".join(short))
+
+
+def _start(
+    cfg: DictConfig,
+    checkpointer: Checkpointer,
+    model: MultiTaskRCNN,
+    optimizer: torch.optim.Optimizer,
+    label_space: LabelSpace,
+) -> dict[str, Any]:
+    """Resumes, loads weights, or starts at random; returns iteration, best result and balancer state."""
+    resume = cfg.checkpoint.resume
+    path = checkpointer.latest() if resume in ("auto", False) else Path(resume)
+    if path is not None and resume is False:
+        raise ConfigError(
+            f"output_dir={cfg.output_dir} holds a run already ({path.name}): choose another, or checkpoint.resume=auto"
+        )
+    if path is None:
+        if cfg.checkpoint.weights:
+            _load_initial(cfg, model, label_space)
+        return {"iteration": 0, "best": None, "balancing": None}
+    state = checkpoints.load(path)
+    check_label_space(state["label_space"], label_space, str(path))
+    _check_same_stream(cfg, state["config"], path)
+    load_weights(model, state["model"], str(path))
+    load_optimizer(optimizer, state["optimizer"], str(path))
+    logger.info("resuming from %s after iteration %d", path, state["iteration"])
+    return {key: state[key] for key in ("iteration", "best", "balancing")}
+
+
+def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> None:
+    path = Path(cfg.checkpoint.weights)
+    state = checkpoints.load(path)
+    if not cfg.checkpoint.reinit:
+        check_label_space(state["label_space"], label_space, str(path))
+    reports = load_weights(model, state["model"], str(path), list(cfg.checkpoint.reinit))
+    logger.info("weights from %s\n%s", path, format_report(reports))
+
+
+def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) -> None:
+    """A resumed run goes on with the same samples only if what plans them is unchanged."""
+    for key in ("seed", "solver.batch_size", "data.window"):
+        before, now = OmegaConf.select(OmegaConf.create(dict(saved)), key), OmegaConf.select(cfg, key)
+        if before != now:
+            raise ConfigError(
+                f"{key}={now}: {path} was trained with {before}; a resumed run must keep it (choose another output_dir "
+                f"and checkpoint.weights={path} to start anew from these weights)"
+            )
+
+
+def _trainer(
+    cfg: DictConfig,
+    model: MultiTaskRCNN,
+    optimizer: torch.optim.Optimizer,
+    batches: Any,
+    ranks: Ranks,
+    folder: Path,
+    label_space: LabelSpace,
+    start: Mapping[str, Any],
+) -> Trainer:
+    if cfg.solver.precision not in PRECISIONS:
+        raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
+    return Trainer(
+        distribute(model, ranks),
+        build_balancer(cfg, model, start["balancing"]).to(ranks.device),
+        optimizer,
+        LrSchedule.from_config(cfg.solver),
+        batches,
+        ranks,
+        PRECISIONS[cfg.solver.precision],
+        cfg.solver.clip_gradients,
+        Stopwatch(cfg.solver.batch_size, cfg.solver.max_iter, ranks.device),
+        (folder / "failures", OmegaConf.to_container(cfg, resolve=True), label_space),
+    )
+
+
+def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:
+    """The network in training mode, under DDP if there is more than one rank."""
+    model.train()
+    if ranks.world == 1:
+        return model
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
+
+
+def build_balancer(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | None) -> Scalarizer:
+    """The configured balancer over the network's loss parts."""
+    node = OmegaConf.to_container(cfg.balancing, resolve=True)
+    cls = resolve(node.pop("_target_"), Scalarizer, "balancing._target_")
+    balancer = cls(model.loss_names(), **node)
+    if state is not None:
+        balancer.load_state_dict(state)
+    return balancer
+
+
+def _writers(cfg: DictConfig, folder: Path, start: int, ranks: Ranks) -> Writers:
+    if not ranks.is_main:
+        return Writers([])
+    return Writers(
+        [
+            ProgressWriter(cfg.solver.max_iter, groups=task_classes(cfg)),
+            JsonLinesWriter(folder / "metrics.jsonl", start),
+            TensorboardWriter(folder / "tensorboard", start),
+        ]
+    )
+
+
+def _default_best_metric(sets: list[EvaluationSet]) -> str:
+    name, evaluator = next(iter(sets[0].evaluators.items()))
+    return f"{sets[0].name}/{name}/{evaluator.headline}"

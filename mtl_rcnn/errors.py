@@ -1,0 +1,29 @@
+"""The errors a user can cause. Command line tools print their text in one line and exit with status 2; nothing else is hidden."""
+
+
+class MtlRcnnError(Exception):
+    """Base of all errors whose text alone tells the user what is wrong, where, and how to fix it."""
+
+
+class ConfigError(MtlRcnnError):
+    """A configuration that cannot be run: unknown key, unknown task, a value that contradicts another."""
+
+
+class DataError(MtlRcnnError):
+    """A fault in a dataset: names the file, the image id, the annotation id, what was expected and how to fix it."""
+
+
+class UnreadableImageError(DataError):
+    """An image file that is missing, truncated or of another size than its record; `data.on_error=skip` replaces it."""
+
+
+class CheckpointError(MtlRcnnError):
+    """A checkpoint that cannot be read or does not fit the network."""
+
+
+class ExportError(MtlRcnnError):
+    """An exported network that fails its certificate, or cannot be written."""
+
+
+class TrainingError(MtlRcnnError):
+    """Training that cannot go on, such as a loss that is not finite: names the rank, the task and the image ids."""

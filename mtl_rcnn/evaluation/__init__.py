@@ -1,0 +1,1 @@
+"""Evaluation: distributed inference, COCO scores, tables."""

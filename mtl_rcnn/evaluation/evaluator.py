@@ -1,0 +1,73 @@
+"""What a task's evaluator gives: rows per image on every rank, metrics with a direction on rank 0."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Prediction, Record
+
+Row = dict[str, Any]
+"""One line of a results file, e.g. {"image_id", "category_id", "bbox": [x, y, w, h], "score"}. Plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number, which way is better, and, where it is not a measurement (say no detections), why it is what it is."""
+
+    value: float
+    higher_is_better: bool = True
+    reason: str | None = None
+
+
+class Evaluator(ABC):
+    """Scores one task on one dataset. Holds no state between images: `rows` runs on every rank, `metrics` on rank 0.
+
+    Args:
+        name: the task's name.
+        label_space: classes of the network.
+        records: all records of the dataset (ground truth).
+    """
+
+    headline = "AP"
+    """The metric that stands for the task in tables."""
+
+    def __init__(self, name: str, label_space: LabelSpace, records: Sequence[Record]) -> None:
+        self.name = name
+        self.label_space = label_space
+        self.records = records
+
+    @abstractmethod
+    def rows(self, record: Record, prediction: Prediction) -> list[Row]:
+        """Results rows of one image, ids as in the dataset's own JSON."""
+
+    @abstractmethod
+    def metrics(self, rows: Sequence[Row]) -> Mapping[str, Metric]:
+        """Metrics by name (`AP`, `AP50`, `AP/<class>` ...) of all rows of the dataset. Never nan."""
+
+
+def instance_rows(record: Record, prediction: Prediction, field: str, values: Sequence[Any]) -> list[Row]:
+    """Results rows of one image's detections: image id, the dataset's own category id, score, and each one's value.
+
+    A detection whose value is None, or of a class that the dataset does not have, has no row.
+    """
+    rows = []
+    for class_index, score, value in zip(prediction["classes"].tolist(), prediction["scores"].tolist(), values):
+        category_id = dataset_category_id(record, class_index)
+        if value is not None and category_id is not None:
+            rows.append({"image_id": record["image_id"], "category_id": category_id, field: value, "score": score})
+    return rows
+
+
+def dataset_category_id(record: Record, class_index: int) -> int | None:
+    """The dataset's own category id of a class of the network, None if the dataset has no such category.
+
+    A record's `category_ids` stand beside its `classes`. Without them class indices are the category ids.
+    """
+    if record.get("category_ids") is None:
+        return class_index
+    classes = record["classes"]
+    return record["category_ids"][classes.index(class_index)] if class_index in classes else None

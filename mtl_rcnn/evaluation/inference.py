@@ -1,0 +1,178 @@
+"""Runs a network over datasets on all ranks, gathers the rows on rank 0, scores them and writes the files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import nn
+
+from mtl_rcnn.data.target import Prediction, Record, Sample
+from mtl_rcnn.errors import DataError
+from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
+from mtl_rcnn.evaluation.progress import Progress
+from mtl_rcnn.evaluation.results import write_metrics, write_predictions
+
+logger = logging.getLogger(__name__)
+
+_Seen = list[tuple[int, dict[str, list[Row]]]]
+"""(record index, rows by task) per image in the order one rank saw them."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One dataset to evaluate on.
+
+    Attributes:
+        name: the dataset's name, first part of its metrics' keys.
+        loader: this rank's batches. Over all ranks, each record of the dataset occurs exactly once.
+        evaluators: task name -> evaluator; all hold the same records.
+    """
+
+    name: str
+    loader: Iterable[Sequence[Sample]]
+    evaluators: Mapping[str, Evaluator]
+
+
+def evaluate(model: nn.Module, sets: Sequence[EvaluationSet], output_dir: Path | None = None) -> dict[str, Metric]:
+    """Metrics "dataset/task/metric" on rank 0, {} on others. Every rank must call this.
+
+    With `output_dir`, rank 0 writes the files that `evaluation.results` describes; they exist when this returns.
+    """
+    metrics: dict[str, Metric] = {}
+    for entry in sets:
+        rows = predict_dataset(model, entry.loader, entry.evaluators, name=entry.name)
+        if rows is not None:
+            metrics.update(_score(entry, rows, output_dir))
+    if output_dir is not None and comm.is_main_process():
+        write_metrics(output_dir, metrics)
+    comm.synchronize()
+    return metrics
+
+
+def predict_dataset(
+    model: nn.Module,
+    loader: Iterable[Sequence[Sample]],
+    evaluators: Mapping[str, Evaluator],
+    *,
+    name: str = "dataset",
+) -> dict[str, list[Row]] | None:
+    """Results rows by task, in the order of the records and then of the predictions; None on ranks other than 0.
+
+    The network runs in evaluation mode without gradients; every module's own mode is restored afterwards.
+
+    Images that a loader left out as unreadable (its `excluded`, see `data.loader`) count as images without detections.
+
+    Raises:
+        DataError: a sample that is not of the dataset, or, on rank 0, images that were seen twice or never.
+    """
+    records = _shared_records(evaluators)
+    share = math.ceil(len(records) / comm.get_world_size())
+    with Progress(f"evaluating {name}", share, enabled=comm.is_main_process()) as progress:
+        seen = list(_predict(model, loader, evaluators, records, progress, name))
+    excluded = {exclusion.image_id for exclusion in getattr(loader, "excluded", {}).values()}
+    gathered: list[tuple[_Seen, set[Any]]] = comm.gather((seen, excluded), dst=0)
+    if not comm.is_main_process():
+        return None
+    excluded = set().union(*(ids for _, ids in gathered))
+    by_record = _once_each([item for part, _ in gathered for item in part], records, excluded, name)
+    return {task: [row for rows in by_record for row in rows.get(task, ())] for task in evaluators}
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module has the mode it had, also where they differ."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _predict(
+    model: nn.Module,
+    loader: Iterable[Sequence[Sample]],
+    evaluators: Mapping[str, Evaluator],
+    records: Sequence[Record],
+    progress: Progress,
+    name: str,
+) -> Iterator[tuple[int, dict[str, list[Row]]]]:
+    index_of = {record["image_id"]: index for index, record in enumerate(records)}
+    with evaluation_mode(model):
+        for batch in loader:
+            for sample, prediction in zip(batch, model(batch), strict=True):
+                index = index_of.get(sample["image_id"])
+                if index is None:
+                    raise DataError(
+                        f"dataset '{name}': the loader gave image {sample['image_id']!r}, which is not in it"
+                    )
+                on_cpu = _to_cpu(prediction)
+                yield index, {task: evaluator.rows(records[index], on_cpu) for task, evaluator in evaluators.items()}
+            progress.advance(len(batch))
+
+
+def _to_cpu(prediction: Prediction) -> Prediction:
+    return {key: value.detach().cpu() for key, value in prediction.items()}
+
+
+def _shared_records(evaluators: Mapping[str, Evaluator]) -> Sequence[Record]:
+    if not evaluators:
+        raise ValueError("evaluation needs at least one evaluator")
+    return next(iter(evaluators.values())).records
+
+
+def _once_each(seen: _Seen, records: Sequence[Record], excluded: set[Any], name: str) -> list[dict[str, list[Row]]]:
+    """Rows by task per record. A loader that pads ranks to equal length, or drops a rest, would falsify the metrics."""
+    by_index: dict[int, dict[str, list[Row]]] = {}
+    twice = []
+    for index, rows in seen:
+        if index in by_index:
+            twice.append(records[index]["image_id"])
+        by_index[index] = rows
+    missing = [record["image_id"] for index, record in enumerate(records) if index not in by_index]
+    never = [image_id for image_id in missing if image_id not in excluded]
+    if len(missing) > len(never):
+        left_out = [image_id for image_id in missing if image_id in excluded]
+        logger.warning("%s: unreadable images %s count as images without detections", name, _some(left_out))
+    if twice or never:
+        raise DataError(
+            f"dataset '{name}': of {len(records)} images, {_some(never)} never evaluated and {_some(twice)} evaluated"
+            " more than once; each must be seen exactly once (unique image ids, a loader that neither pads nor drops)"
+        )
+    return [by_index.get(index, {}) for index in range(len(records))]
+
+
+def _some(image_ids: Sequence[Any]) -> str:
+    shown = ", ".join(repr(image_id) for image_id in image_ids[:3])
+    return f"{len(image_ids)}" + (f" ({shown}{' ...' if len(image_ids) > 3 else ''})" if image_ids else "")
+
+
+def _score(entry: EvaluationSet, rows: Mapping[str, Sequence[Row]], output_dir: Path | None) -> dict[str, Metric]:
+    metrics = {}
+    for task, evaluator in entry.evaluators.items():
+        if output_dir is not None:
+            write_predictions(output_dir, entry.name, task, rows[task])
+        start = time.monotonic()
+        scored = evaluator.metrics(rows[task])
+        logger.info("%s/%s: %d rows scored in %.1f s", entry.name, task, len(rows[task]), time.monotonic() - start)
+        metrics.update({f"{entry.name}/{task}/{metric}": _finite(scored[metric], task, metric) for metric in scored})
+    return metrics
+
+
+def _finite(metric: Metric, task: str, name: str) -> Metric:
+    if not math.isfinite(metric.value):
+        raise ValueError(
+            f"the evaluator of '{task}' gave {name} = {metric.value}; a metric is finite, or 0 with a reason"
+        )
+    return metric

@@ -1,0 +1,107 @@
+"""The files of an evaluation: results rows per dataset and task, metrics, and scoring a results file again.
+
+    predictions/<dataset>_<task>.json   the rows, a JSON list as the task's community reads it
+    metrics.json                        {"dataset/task/metric": float}
+    metrics_info.json                   {"dataset/task/metric": {"higher_is_better": bool, "reason": text or null}}
+
+Every file is written under a temporary name, then renamed: a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_rcnn.errors import DataError
+from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
+
+
+def write_predictions(folder: Path, dataset: str, task: str, rows: Sequence[Row]) -> Path:
+    """Writes `predictions/<dataset>_<task>.json` into the folder; returns its path."""
+    path = folder / "predictions" / f"{dataset}_{task}.json".replace(os.sep, "_")
+    write_json(path, list(rows), indent=None)
+    return path
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Metric]) -> None:
+    """Writes `metrics.json` (values) and `metrics_info.json` (direction and reason) into the folder."""
+    info = {
+        key: {"higher_is_better": metric.higher_is_better, "reason": metric.reason} for key, metric in metrics.items()
+    }
+    write_json(folder / "metrics_info.json", info)
+    write_json(folder / "metrics.json", {key: metric.value for key, metric in metrics.items()})
+
+
+def read_metrics(folder: Path) -> dict[str, Metric]:
+    """Inverse of `write_metrics`."""
+    values, info = _read_json(folder / "metrics.json"), _read_json(folder / "metrics_info.json")
+    return {key: Metric(value, **info[key]) for key, value in values.items()}
+
+
+def evaluate_rows(evaluator: Evaluator, path: Path | str) -> dict[str, Metric]:
+    """Metrics of a results file on the evaluator's dataset.
+
+    Raises:
+        DataError: the file is missing, is not a JSON list, or has a row that the dataset or the task cannot read; names
+            the file, the first offending row's index and what was expected.
+    """
+    rows = read_rows(path, evaluator)
+    try:
+        return dict(evaluator.metrics(rows))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_rows(path: Path | str, evaluator: Evaluator) -> list[Row]:
+    """Rows of a results file, each an object with the id of an image of the evaluator's dataset. Raises DataError."""
+    rows = _read_json(Path(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a JSON list of results rows, got {_kind(rows)}")
+    known = {record["image_id"] for record in evaluator.records}
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)):
+            raise DataError(f"{path}: row {index}: expected an object with 'image_id', got {str(row)[:60]}")
+        if row["image_id"] not in known:
+            shown = ", ".join(repr(record["image_id"]) for record in evaluator.records[:3])
+            raise DataError(
+                f"{path}: row {index}: image_id {row['image_id']!r} is not in the dataset;"
+                f" it has {len(known)} images such as {shown}. Is this file of another dataset or split?"
+            )
+    return rows
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Writes strict JSON (no nan) under a temporary name and renames it. Creates the folder.
+
+    Raises:
+        ValueError: a number is not finite, naming the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not written: {error}") from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); expected a COCO-style results list") from error
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(list(value)[:4])} (is this an annotation file?)"
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Export: one traced file per network, a manifest that explains it, and a certificate that it computes what the network does."""

@@ -1,0 +1,194 @@
+"""The multi-task network: one trunk, a detector slot, RoI slots and image slots, one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from mtl_rcnn.data.target import Prediction, Sample, valid_mask
+from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
+from mtl_rcnn.modeling.slots import DetectorSample, Features, ImageTask, LossParts, Task
+
+Losses = dict[str, tuple[Tensor, Tensor]]
+"""{"task/part": (sum, count)}, the same keys on every rank at every step."""
+
+
+@META_ARCH_REGISTRY.register()
+class MultiTaskRCNN(nn.Module):
+    """A shared trunk under any number of tasks.
+
+    Training: `forward(samples) -> (losses, logs)`. Inference: `forward(samples) -> list[Prediction]`, one per image, in the original
+    image's frame.
+
+    Args:
+        backbone: the trunk with its pyramid.
+        roi_heads: the detector slot and the RoI slots, or None for a network of image tasks only.
+        image_tasks: image slots, in order.
+        pixel_mean, pixel_std: per channel of the input, in its order and value range 0..255.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        roi_heads: MultiTaskROIHeads | None,
+        image_tasks: Sequence[ImageTask],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.roi_heads = roi_heads
+        self.image_tasks = nn.ModuleDict({task.name: task for task in image_tasks})
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.pixel_mean.device
+
+    def tasks(self) -> list[Task]:
+        """All tasks in slot order: detector, RoI tasks, image tasks."""
+        regions = [] if self.roi_heads is None else [self.roi_heads.detector, *self.roi_heads.tasks.values()]
+        return [*regions, *self.image_tasks.values()]
+
+    def loss_names(self) -> list[str]:
+        """Keys of the losses, "task/part", in slot order."""
+        return [f"{task.name}/{part}" for task in self.tasks() for part in task.loss_parts]
+
+    def forward(self, samples: Sequence[Sample]) -> Any:
+        """Losses and log values in training mode, predictions otherwise (see the class)."""
+        return self.losses(samples) if self.training else self.predict(samples)
+
+    def losses(self, samples: Sequence[Sample]) -> tuple[Losses, dict[str, Tensor]]:
+        """Loss sums with counts by "task/part", and values for the log, of one batch."""
+        images = self._normalise([sample["image"] for sample in samples])
+        features = self.backbone(images.tensor)
+        by_task: dict[str, LossParts] = {}
+        logs: dict[str, Tensor] = {}
+        if self.roi_heads is not None:
+            by_task, logs = self._region_losses(self.roi_heads, images, features, samples)
+        for name, task in self.image_tasks.items():
+            by_task[name] = self._image_losses(task, images, features, samples)
+        return {f"{task}/{part}": value for task, parts in by_task.items() for part, value in parts.items()}, logs
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """One prediction per image, in its original frame (`height` and `width` of the sample; else the image's own size)."""
+        images = [sample["image"] for sample in samples]
+        sizes = [
+            torch.tensor([sample.get("height", image.shape[-2]), sample.get("width", image.shape[-1])])
+            for sample, image in zip(samples, images)
+        ]
+        return self.predict_tensors(images, sizes)
+
+    @torch.no_grad()
+    def predict_tensors(self, images: Sequence[Tensor], image_sizes: Sequence[Tensor]) -> list[Prediction]:
+        """As `predict`, on plain tensors; this is what tracing records.
+
+        Args:
+            images: (3, H, W) each, network frame, values 0..255.
+            image_sizes: (2,) int64 each, original height and width.
+        """
+        images = [image.to(self.device) for image in images]
+        batch = self._normalise(images)
+        features = self.backbone(batch.tensor)
+        rows: dict[str, Tensor] = {}
+        if self.roi_heads is not None:
+            proposals, _ = self.roi_heads.detector.propose(batch, features, None)
+            rows = self.roi_heads.predict(features, proposals, batch.image_sizes)
+        padded = _size_tensor(batch.tensor)
+        dense = {name: task.decode(task(features), padded) for name, task in self.image_tasks.items()}
+        return [
+            self._to_image(rows, dense, index, _size_tensor(image), size.to(self.device))
+            for index, (image, size) in enumerate(zip(images, image_sizes))
+        ]
+
+    def _normalise(self, images: Sequence[Tensor]) -> ImageList:
+        normalised = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
+
+    def _region_losses(
+        self, heads: MultiTaskROIHeads, images: ImageList, features: Features, samples: Sequence[Sample]
+    ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
+        valid = valid_mask(samples, heads.detector.name)
+        labelled = [self._detector_sample(sample) for sample, is_valid in zip(samples, valid.tolist()) if is_valid]
+        if not bool(valid.all()):
+            # Images without boxes leave before the proposals: indexing keeps the graph whole even when none is left.
+            chosen = torch.nonzero(valid).squeeze(1).to(self.device)
+            features = {name: level[chosen] for name, level in features.items()}
+            sizes = [size for size, is_valid in zip(images.image_sizes, valid.tolist()) if is_valid]
+            images = ImageList(images.tensor[chosen], sizes)
+        proposals, proposal_losses = heads.detector.propose(images, features, labelled)
+        losses, logs = heads.losses(features, proposals, labelled)
+        losses[heads.detector.name] = proposal_losses | losses[heads.detector.name]
+        return losses, logs
+
+    def _detector_sample(self, sample: Sample) -> DetectorSample:
+        return DetectorSample(
+            instances=sample["instances"].to(self.device),
+            ignore_boxes=sample["ignore_boxes"].to(self.device),
+            labelled_classes=sample["labelled_classes"].to(self.device),
+            sample_index=sample["sample_index"],
+        )
+
+    def _image_losses(
+        self, task: ImageTask, images: ImageList, features: Features, samples: Sequence[Sample]
+    ) -> LossParts:
+        valid = valid_mask(samples, task.name)
+        raw = task(features)
+        if not bool(valid.all()):
+            raw = raw[valid.to(raw.device)]
+        chosen = torch.nonzero(valid).squeeze(1).tolist()
+        targets = [samples[index]["targets"][task.name] for index in chosen]
+        return task.losses(raw, targets, [tuple(images.image_sizes[index]) for index in chosen])
+
+    def _to_image(
+        self,
+        rows: Mapping[str, Tensor],
+        dense: Mapping[str, Mapping[str, Tensor]],
+        index: int,
+        network_size: Tensor,
+        image_size: Tensor,
+    ) -> Prediction:
+        prediction: Prediction = {}
+        if self.roi_heads is not None:
+            prediction |= self._regions_to_image(self.roi_heads, rows, index, network_size, image_size)
+        for name, task in self.image_tasks.items():
+            mine = {key: value[index] for key, value in dense[name].items()}
+            prediction |= task.to_image(mine, network_size, image_size)
+        return prediction
+
+    def _regions_to_image(
+        self,
+        heads: MultiTaskROIHeads,
+        rows: Mapping[str, Tensor],
+        index: int,
+        network_size: Tensor,
+        image_size: Tensor,
+    ) -> Prediction:
+        mine = rows["image_index"] == index
+        scale = image_size.flip(0).float() / network_size.flip(0).float()
+        limit = image_size.flip(0).to(rows["boxes"].dtype)
+        boxes = rows["boxes"][mine] * torch.cat([scale, scale])
+        boxes = torch.minimum(boxes.clamp(min=0), torch.cat([limit, limit]))
+        keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes = boxes[keep]
+        decoded = {key: value[mine][keep] for key, value in rows.items() if key not in ("boxes", "image_index")}
+        prediction = {"boxes": boxes, "scores": decoded["scores"], "classes": decoded["classes"]}
+        for task in heads.tasks.values():
+            prediction |= task.to_image(decoded, boxes, scale, image_size)
+        return prediction
+
+
+def _size_tensor(image: Tensor) -> Tensor:
+    """(2,) int64 height and width; under tracing the sizes stay symbolic."""
+    height, width = image.shape[-2], image.shape[-1]
+    if torch.jit.is_tracing():
+        return torch.stack([torch.as_tensor(height), torch.as_tensor(width)]).to(image.device)
+    return torch.tensor([height, width], device=image.device)

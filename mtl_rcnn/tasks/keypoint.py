@@ -1,0 +1,423 @@
+"""Keypoint: one heat map per keypoint and instance, a spatial softmax each (Mask R-CNN, arXiv 1703.06870, section 5).
+
+Every class may own a schema (names, skeleton, left/right pairs). The output channels are the schemas one after the other; a class owns
+one slice of them, and only that slice is trained and reported for its instances.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
+from detectron2.structures import Instances, Keypoints
+from detectron2.structures.keypoints import heatmaps_to_keypoints
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtl_rcnn.data.geometry import Geometry
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
+from mtl_rcnn.errors import ConfigError, DataError
+from mtl_rcnn.evaluation.coco import coco_metrics
+from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask
+from mtl_rcnn.visualize.canvas import Canvas, color_of
+
+logger = logging.getLogger(__name__)
+
+PIXEL_CENTER = 0.5
+"""COCO's keypoints name pixels; a pixel's centre lies half a pixel further in continuous coordinates (Detectron2's convention)."""
+
+COCO_PERSON_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+COCO_PERSON_NAMES = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow"),
+    *("right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle"),
+    "right_ankle",
+)
+UNIFORM_SIGMA = 0.05
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The keypoints of one or several classes.
+
+    Attributes:
+        names: K names.
+        edges: pairs of indices into `names`, for drawing.
+        mirror: (K,) which keypoint each one becomes in a mirrored image.
+        classes: class indices that own the schema.
+        start: first output channel; the schema's channels are start .. start + K.
+    """
+
+    names: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    mirror: tuple[int, ...]
+    classes: tuple[int, ...]
+    start: int
+
+    @property
+    def channels(self) -> slice:
+        """The output channels of this schema."""
+        return slice(self.start, self.start + len(self.names))
+
+
+def read_schemas(
+    label_space: LabelSpace, shared: Mapping[str, str], flip_pairs: Mapping[str, Sequence[Sequence[str]]]
+) -> list[Schema]:
+    """Schemas of all classes that declare `keypoints`, in class order.
+
+    Args:
+        label_space: its categories carry COCO's `keypoints` (names) and `skeleton` (pairs, counted from 1).
+        shared: class name -> the class whose schema it uses.
+        flip_pairs: class name -> pairs of keypoint names that a mirror swaps; default: names that differ in left/right only.
+
+    Raises:
+        ConfigError: an unknown class or keypoint name; no class declares keypoints; shared schemas of different names.
+    """
+    categories = {category["name"]: category for category in label_space.categories}
+    for name in (*shared, *shared.values(), *flip_pairs):
+        if name not in categories:
+            raise ConfigError(f"keypoint schema of class '{name}': no such class; classes are {', '.join(categories)}")
+    schemas: list[Schema] = []
+    for name, category in categories.items():
+        if not category.get("keypoints") or name in shared:
+            continue
+        users = [name, *(user for user, owner in shared.items() if owner == name)]
+        start = schemas[-1].channels.stop if schemas else 0
+        schemas.append(_schema(category, [label_space.classes.index(user) for user in users], start, flip_pairs.get(name)))
+    _check_shared(categories, shared)
+    if not schemas:
+        raise ConfigError(
+            "no class declares keypoints: the JSON's `categories[].keypoints` must name them; deselect the task otherwise"
+        )
+    return schemas
+
+
+class KeypointTarget(InstanceTarget):
+    """Keypoints of each instance, from COCO's `keypoints` (x, y, visibility). All invisible counts as not annotated.
+
+    Args:
+        shared_schemas, flip_pairs: see `read_schemas`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        label_space: LabelSpace,
+        shared_schemas: Mapping[str, str],
+        flip_pairs: Mapping[str, Sequence[Sequence[str]]],
+    ) -> None:
+        super().__init__(name, label_space)
+        self.schemas = read_schemas(label_space, shared_schemas, flip_pairs)
+        self.schema_of = {index: schema for schema in self.schemas for index in schema.classes}
+        self.num_keypoints = self.schemas[-1].channels.stop
+
+    def check(self, record: Record) -> Coverage:
+        """Counts annotated instances. DataError: an array of the wrong length, a declared but missing array."""
+        if self.declared(record) is False:
+            return Coverage(image=False)
+        counts = [self._check_annotation(record, a) for a in record["annotations"] if not a["iscrowd"]]
+        known = sum(count is not None for count in counts)
+        labelled = self.declared(record) is True or known > 0 or not counts
+        return Coverage(image=labelled, instances=sum(bool(count) for count in counts))
+
+    def load(
+        self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
+    ) -> dict[str, Any] | None:
+        """`gt_keypoints`: (N, K, 3) x, y in network pixels and visibility 0/1/2 on the class's own channels, 0 elsewhere;
+        `gt_has_keypoint`: (N,) bool."""
+        if self.declared(record) is False:
+            return None
+        points = np.zeros((len(annotations), self.num_keypoints, 3))
+        for row, annotation in zip(points, annotations):
+            schema = self.schema_of.get(annotation["category_id"])
+            if schema is not None and annotation.get("keypoints"):
+                row[schema.channels] = self._move(annotation["keypoints"], schema, geometry)
+        has = torch.from_numpy((points[:, :, 2] > 0).any(axis=1))
+        return {"gt_keypoints": Keypoints(points), f"gt_has_{self.name}": has}
+
+    def as_prediction(self, sample: Sample) -> Prediction:
+        """keypoints (N, K, 3): x, y, and 1 where annotated, 0 where not."""
+        instances: Instances = sample["instances"]
+        if not instances.has("gt_keypoints"):
+            return {"keypoints": torch.zeros(len(instances), self.num_keypoints, 3)}
+        points = instances.gt_keypoints.tensor.clone()
+        points[:, :, 2] = (points[:, :, 2] > 0).float()
+        return {"keypoints": points}
+
+    def draw(self, canvas: Canvas, prediction: Prediction) -> None:
+        """The skeleton of each instance whose class has one."""
+        for index, (points, class_index) in enumerate(
+            zip(prediction["keypoints"].cpu().numpy(), prediction["classes"].tolist())
+        ):
+            schema = self.schema_of.get(class_index)
+            if schema is not None:
+                canvas.skeleton(points[schema.channels], schema.edges, color_of(index), threshold=0.05)
+
+    def _move(self, flat: Sequence[float], schema: Schema, geometry: Geometry) -> np.ndarray:
+        points = np.asarray(flat, dtype=np.float64).reshape(-1, 3).copy()
+        points[:, :2] = geometry.points(points[:, :2] + PIXEL_CENTER)
+        inside = (points[:, :2] >= 0).all(axis=1) & (points[:, :2] <= [geometry.width, geometry.height]).all(axis=1)
+        points[~inside, 2] = 0
+        if geometry.mirrored:
+            points = points[list(schema.mirror)]
+        points[points[:, 2] == 0] = 0
+        return points
+
+    def _check_annotation(self, record: Record, annotation: Mapping[str, Any]) -> int | None:
+        """Number of annotated keypoints; None if the instance's class has no schema or nothing is said of its keypoints."""
+        schema = self.schema_of.get(annotation["category_id"])
+        if schema is None:
+            return None
+        where = f"dataset '{record['dataset']}', image {record['image_id']}, annotation {annotation['id']}"
+        points = annotation.get("keypoints")
+        if not points:
+            if self.declared(record):
+                raise DataError(
+                    f"{where} has no 'keypoints', but the dataset declares the task '{self.name}': add them (all zeros if they "
+                    f"are not annotated), or take '{self.name}' out of the dataset's `tasks`"
+                )
+            return None
+        if len(points) != 3 * len(schema.names):
+            name = self.label_space.classes[annotation["category_id"]]
+            raise DataError(
+                f"{where} has {len(points)} keypoint numbers: class '{name}' declares {len(schema.names)} keypoints, so "
+                f"{3 * len(schema.names)} (x, y, visibility) are expected"
+            )
+        return int((np.asarray(points, dtype=np.float64)[2::3] > 0).sum())
+
+
+class KeypointEvaluator(Evaluator):
+    """COCO keypoint AP (object keypoint similarity), once per schema.
+
+    Args:
+        shared_schemas, flip_pairs: see `read_schemas`.
+        sigmas: class name -> per-keypoint standard deviations of the similarity, or "coco"; a class that is not named gets COCO's
+            when its keypoints are COCO's 17, else 0.05 for all, with a warning.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        label_space: LabelSpace,
+        records: Sequence[Record],
+        shared_schemas: Mapping[str, str],
+        flip_pairs: Mapping[str, Sequence[Sequence[str]]],
+        sigmas: Mapping[str, Any],
+    ) -> None:
+        super().__init__(name, label_space, records)
+        self.schemas = read_schemas(label_space, shared_schemas, flip_pairs)
+        self.sigmas = [self._sigmas(schema, sigmas) for schema in self.schemas]
+
+    def rows(self, record: Record, prediction: Prediction) -> list[Row]:
+        """COCO keypoint rows of the classes that have a schema: (x, y, score) per keypoint, x and y naming pixels as COCO's do."""
+        schema_of = {index: schema for schema in self.schemas for index in schema.classes}
+        points = prediction["keypoints"].clone()
+        points[:, :, :2] -= PIXEL_CENTER
+        values = [
+            row[schema_of[class_index].channels].flatten().tolist() if class_index in schema_of else None
+            for row, class_index in zip(points, prediction["classes"].tolist())
+        ]
+        return instance_rows(record, prediction, "keypoints", values)
+
+    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
+        """AP, AP50 ... in percent. With several schemas: each under its first class's name, and their mean."""
+        per_schema = {
+            self.label_space.classes[schema.classes[0]]: coco_metrics(
+                self.records, self.label_space, rows, "keypoints", classes=schema.classes, sigmas=sigmas
+            )
+            for schema, sigmas in zip(self.schemas, self.sigmas)
+        }
+        if len(per_schema) == 1:
+            return next(iter(per_schema.values()))
+        return _mean_of(list(per_schema.values())) | {
+            f"{metric}/{name}": value
+            for name, metrics in per_schema.items()
+            for metric, value in metrics.items()
+            if "/" not in metric
+        }
+
+    def _sigmas(self, schema: Schema, given: Mapping[str, Any]) -> tuple[float, ...]:
+        name = self.label_space.classes[schema.classes[0]]
+        sigmas = given.get(name)
+        if sigmas == "coco" or (sigmas is None and schema.names == COCO_PERSON_NAMES):
+            sigmas = COCO_PERSON_SIGMAS
+        if sigmas is None:
+            logger.warning("class '%s': no keypoint sigmas given, using %s for all", name, UNIFORM_SIGMA)
+            sigmas = (UNIFORM_SIGMA,) * len(schema.names)
+        if len(sigmas) != len(schema.names):
+            raise ConfigError(
+                f"tasks.{self.name}.evaluator.sigmas.{name} has {len(sigmas)} values: the class declares {len(schema.names)} "
+                "keypoints"
+            )
+        return tuple(sigmas)
+
+
+class KeypointTask(RoiTask):
+    """Keypoint R-CNN's branch: 3x3 convolutions, one transposed convolution, bilinear upsampling by 2.
+
+    Args:
+        shared_schemas, flip_pairs: see `read_schemas`.
+        conv_dims: channels of the convolutions.
+        normalize_by: "visible" divides the loss by the visible keypoints in the batch, "regions" by the number of keypoints that
+            `regions_per_image` foreground regions per image would have, so that an image counts by how many it really has.
+        regions_per_image: for "regions"; 128 = 512 * 0.25 in the papers.
+    """
+
+    target_class = KeypointTarget
+    evaluator_class = KeypointEvaluator
+    loss_parts = ("heatmap",)
+    detectron2_names = {"roi_heads.keypoint_head.": "roi_heads.tasks.{name}.head."}
+
+    def __init__(
+        self,
+        name: str,
+        label_space: LabelSpace,
+        features: Mapping[str, ShapeSpec],
+        *,
+        conv_dims: Sequence[int],
+        shared_schemas: Mapping[str, str],
+        flip_pairs: Mapping[str, Sequence[Sequence[str]]],
+        normalize_by: str,
+        regions_per_image: int,
+        **pooling: Any,
+    ) -> None:
+        super().__init__(name, label_space, features, **pooling)
+        if normalize_by not in ("visible", "regions"):
+            raise ConfigError(f"tasks.{name}.normalize_by={normalize_by}: expected visible or regions")
+        self.schemas = read_schemas(label_space, shared_schemas, flip_pairs)
+        self.classes = label_space.classes
+        self.normalize_by, self.regions_per_image = normalize_by, regions_per_image
+        self.num_keypoints = self.schemas[-1].channels.stop
+        head = KRCNNConvDeconvUpsampleHead(
+            self.pooled_shape, num_keypoints=self.num_keypoints, conv_dims=list(conv_dims)
+        )
+        # Only the layers: the head's own forward takes Instances, which TorchScript cannot.
+        self.head = nn.Sequential(OrderedDict(head.named_children()))
+        owned = torch.zeros(self.num_classes, self.num_keypoints)
+        for schema in self.schemas:
+            owned[list(schema.classes), schema.channels] = 1
+        self.register_buffer("owned", owned, persistent=False)
+
+    def outputs(self) -> list[Output]:
+        """Keypoints of all schemas' channels."""
+        meaning = (
+            "x, y in pixels of the original image and a score per channel; a class's keypoints are its slice in "
+            "`keypoints`, other channels are 0"
+        )
+        return [Output("keypoints", f"(N, {self.num_keypoints}, 3)", "float32", meaning)]
+
+    def manifest(self) -> dict[str, Any]:
+        """Per class: first and last channel (exclusive), keypoint names and skeleton."""
+        return {
+            "keypoints": {
+                self.classes[index]: {
+                    "channels": [schema.channels.start, schema.channels.stop],
+                    "names": list(schema.names),
+                    "skeleton": [list(edge) for edge in schema.edges],
+                }
+                for schema in self.schemas
+                for index in schema.classes
+            }
+        }
+
+    def select(self, regions: list[Instances]) -> list[Instances]:
+        """Annotated foreground with at least one visible keypoint inside the region."""
+        return [_with_visible_keypoint(image) for image in super().select(regions)]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, K, 4S, 4S) heat map logits of all schemas' channels."""
+        return F.interpolate(self.head(pooled), scale_factor=2.0, mode="bilinear", align_corners=False)
+
+    def losses(self, raw: Tensor, regions: list[Instances]) -> LossParts:
+        """`heatmap`: cross-entropy over the 4S x 4S positions, summed over keypoints that are visible and inside their region."""
+        used = [image for image in regions if len(image) > 0]
+        side = raw.shape[-1]
+        pairs = [image.gt_keypoints.to_heatmap(image.proposal_boxes.tensor, side) for image in used]
+        none = raw.new_zeros(0, dtype=torch.int64)
+        targets = torch.cat([target.flatten() for target, _ in pairs] or [none])
+        visible = torch.nonzero(torch.cat([valid.flatten() for _, valid in pairs] or [none])).squeeze(1)
+        logits = raw.view(raw.shape[0] * raw.shape[1], side * side)[visible].float()
+        loss = F.cross_entropy(logits, targets[visible], reduction="sum")
+        count = len(visible)
+        if self.normalize_by == "regions":
+            count = len(regions) * self.num_keypoints * self.regions_per_image
+        return {"heatmap": (loss, torch.tensor(float(count), device=raw.device))}
+
+    @torch.jit.export
+    def decode(self, raw: Tensor, boxes: Tensor, classes: Tensor, image_index: Tensor) -> dict[str, Tensor]:
+        """keypoints (R, K, 3): x, y in network pixels, score; 0 on channels the class does not own."""
+        points = heatmaps_to_keypoints(raw.float(), boxes)
+        points = torch.stack([points[:, :, 0], points[:, :, 1], points[:, :, 3]], dim=2)
+        return {"keypoints": points * self.owned[classes][:, :, None]}
+
+    @torch.jit.export
+    def to_image(
+        self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor
+    ) -> dict[str, Tensor]:
+        """keypoints (N, K, 3) in the original frame."""
+        points = decoded["keypoints"]
+        return {"keypoints": torch.cat([points[:, :, :2] * scale, points[:, :, 2:]], dim=2)}
+
+
+def _with_visible_keypoint(regions: Instances) -> Instances:
+    if len(regions) == 0:
+        return regions
+    points, boxes = regions.gt_keypoints.tensor, regions.proposal_boxes.tensor[:, None]
+    inside = (points[..., :2] >= boxes[..., :2]).all(dim=2) & (points[..., :2] <= boxes[..., 2:]).all(dim=2)
+    return regions[torch.nonzero((inside & (points[..., 2] >= 1)).any(dim=1)).squeeze(1)]
+
+
+def _schema(
+    category: Mapping[str, Any], classes: Sequence[int], start: int, pairs: Sequence[Sequence[str]] | None
+) -> Schema:
+    names = tuple(category["keypoints"])
+    edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton", ()))
+    if any(not 0 <= end < len(names) for edge in edges for end in edge):
+        raise ConfigError(f"class '{category['name']}': its skeleton names a keypoint outside 1..{len(names)}")
+    mirror = _mirror(names, pairs if pairs is not None else _left_right(names), category["name"])
+    return Schema(names, edges, mirror, tuple(classes), start)
+
+
+def _left_right(names: Sequence[str]) -> list[tuple[str, str]]:
+    swapped = {name: name.replace("left", "right") for name in names if "left" in name}
+    return [(left, right) for left, right in swapped.items() if right in names]
+
+
+def _mirror(names: Sequence[str], pairs: Sequence[Sequence[str]], class_name: str) -> tuple[int, ...]:
+    mirror = list(range(len(names)))
+    for left, right in pairs:
+        if left not in names or right not in names:
+            raise ConfigError(f"flip pair ({left}, {right}) of class '{class_name}': its keypoints are {', '.join(names)}")
+        a, b = names.index(left), names.index(right)
+        mirror[a], mirror[b] = b, a
+    return tuple(mirror)
+
+
+def _check_shared(categories: Mapping[str, Mapping[str, Any]], shared: Mapping[str, str]) -> None:
+    for user, owner in shared.items():
+        own = categories[user].get("keypoints")
+        if not categories[owner].get("keypoints") or (own and list(own) != list(categories[owner]["keypoints"])):
+            raise ConfigError(f"class '{user}' cannot share the keypoint schema of '{owner}': their keypoint names differ")
+
+
+def _mean_of(per_schema: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
+    shared = [name for name in per_schema[0] if "/" not in name and all(name in metrics for metrics in per_schema)]
+    return {
+        name: Metric(
+            float(np.mean([metrics[name].value for metrics in per_schema])),
+            per_schema[0][name].higher_is_better,
+            "; ".join(metrics[name].reason for metrics in per_schema if metrics[name].reason) or None,
+        )
+        for name in shared
+    }

@@ -1,0 +1,229 @@
+"""Mask: one binary mask per instance, predicted per class on a small grid (Mask R-CNN, arXiv 1703.06870, section 3)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from pycocotools import mask as rle_codec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtl_rcnn.data.geometry import Geometry
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
+from mtl_rcnn.errors import DataError
+from mtl_rcnn.evaluation.coco import coco_metrics, encode_masks
+from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask
+from mtl_rcnn.visualize.canvas import Canvas, color_of
+
+MASK_THRESHOLD = 0.5
+
+
+class MaskTarget(InstanceTarget):
+    """Polygons or RLE of each instance, from COCO's `segmentation`. Both may occur in one image."""
+
+    def check(self, record: Record) -> Coverage:
+        """Counts masks. DataError: a polygon under 3 points, an RLE of another image size, a declared but missing mask."""
+        if self.declared(record) is False:
+            return Coverage(image=False)
+        masks = 0
+        for annotation in record["annotations"]:
+            segmentation = annotation.get("segmentation")
+            if annotation["iscrowd"]:
+                continue
+            if segmentation:
+                self._check_form(record, annotation, segmentation)
+                masks += 1
+            elif self.declared(record):
+                raise DataError(
+                    f"{_where(record, annotation)} has no 'segmentation', but the dataset declares the task '{self.name}': "
+                    f"add it, or take '{self.name}' out of the dataset's `tasks`"
+                )
+        return Coverage(image=self.declared(record) is True or masks > 0 or not record["annotations"], instances=masks)
+
+    def load(
+        self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
+    ) -> dict[str, Any] | None:
+        """`gt_masks`: N PolygonMasks (all polygons) or BitMasks (else) in the network frame; `gt_has_mask`: (N,) bool."""
+        if self.declared(record) is False:
+            return None
+        shapes = [annotation.get("segmentation") for annotation in annotations]
+        has = torch.tensor([bool(shape) for shape in shapes], dtype=torch.bool)
+        polygonal = all(isinstance(shape, list) for shape in shapes if shape)
+        masks = _polygons(shapes, geometry) if polygonal else _bitmaps(shapes, record, geometry)
+        return {"gt_masks": masks, f"gt_has_{self.name}": has}
+
+    def as_prediction(self, sample: Sample) -> Prediction:
+        """masks (N, H, W) bool; an instance without a mask has an empty one."""
+        instances: Instances = sample["instances"]
+        height, width = sample["image"].shape[-2:]
+        if not instances.has("gt_masks") or len(instances) == 0:
+            return {"masks": torch.zeros(len(instances), height, width, dtype=torch.bool)}
+        masks = instances.gt_masks
+        if isinstance(masks, PolygonMasks):
+            masks = BitMasks.from_polygon_masks(masks, height, width)
+        return {"masks": masks.tensor & instances.get(f"gt_has_{self.name}")[:, None, None]}
+
+    def draw(self, canvas: Canvas, prediction: Prediction) -> None:
+        """A translucent area per instance, in the instance's colour."""
+        for index, mask in enumerate(prediction["masks"].cpu().numpy()):
+            canvas.mask(mask, color_of(index))
+
+    def _check_form(self, record: Record, annotation: Mapping[str, Any], segmentation: Any) -> None:
+        if isinstance(segmentation, list):
+            for polygon in segmentation:
+                if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                    size = len(polygon) if isinstance(polygon, list) else type(polygon).__name__
+                    raise DataError(
+                        f"{_where(record, annotation)} has a polygon of {size} numbers: expected an even number of at least "
+                        "6 (3 points x, y); repair or remove the polygon"
+                    )
+                if not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
+                    raise DataError(f"{_where(record, annotation)} has a polygon with a coordinate that is not finite")
+            return
+        expected = [record["height"], record["width"]]
+        if not isinstance(segmentation, Mapping) or list(segmentation.get("size", ())) != expected:
+            found = segmentation.get("size") if isinstance(segmentation, Mapping) else type(segmentation).__name__
+            raise DataError(
+                f"{_where(record, annotation)} has a run-length mask of size {found}: expected [height, width] = {expected}"
+            )
+
+
+class MaskEvaluator(Evaluator):
+    """COCO mask AP over all classes and per class."""
+
+    def rows(self, record: Record, prediction: Prediction) -> list[Row]:
+        """COCO segmentation rows: run-length masks of the original image's size."""
+        return instance_rows(record, prediction, "segmentation", encode_masks(prediction["masks"]))
+
+    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
+        """AP, AP50, AP75, by size and by class, in percent."""
+        return coco_metrics(self.records, self.label_space, rows, "segm")
+
+
+class MaskTask(RoiTask):
+    """Mask R-CNN's mask branch: 3x3 convolutions, one transposed convolution, one 1x1 convolution per class.
+
+    Args:
+        conv_dims: channels of the convolutions; the last is the transposed convolution's.
+        norm: norm after the convolutions, "" for none.
+    """
+
+    target_class = MaskTarget
+    evaluator_class = MaskEvaluator
+    loss_parts = ("bce",)
+    detectron2_names = {"roi_heads.mask_head.": "roi_heads.tasks.{name}.head."}
+
+    def __init__(
+        self,
+        name: str,
+        label_space: LabelSpace,
+        features: Mapping[str, ShapeSpec],
+        *,
+        conv_dims: Sequence[int],
+        norm: str,
+        **pooling: Any,
+    ) -> None:
+        super().__init__(name, label_space, features, **pooling)
+        head = MaskRCNNConvUpsampleHead(
+            self.pooled_shape, num_classes=self.num_classes, conv_dims=list(conv_dims), conv_norm=norm
+        )
+        # Only the layers: the head's own forward takes Instances, which TorchScript cannot.
+        self.head = nn.Sequential(OrderedDict(head.named_children()))
+
+    def outputs(self) -> list[Output]:
+        """Full-image masks."""
+        return [Output("masks", "(N, H, W)", "bool", "instance pixels of the original image, rows as `boxes`")]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, 2S, 2S) mask logits, one per class."""
+        return self.head(pooled)
+
+    def losses(self, raw: Tensor, regions: list[Instances]) -> LossParts:
+        """`bce`: binary cross-entropy of the true class's mask over all pixels of the R selected regions' grids."""
+        used = [image for image in regions if len(image) > 0]
+        classes = torch.cat([image.gt_classes for image in used] or [raw.new_zeros(0, dtype=torch.int64)])
+        side = raw.shape[-1]
+        targets = [image.gt_masks.crop_and_resize(image.proposal_boxes.tensor, side).to(raw.device) for image in used]
+        truth = torch.cat([target.float() for target in targets] or [raw.new_zeros(0, side, side, dtype=torch.float32)])
+        logits = raw[torch.arange(len(classes), device=raw.device), classes].float()
+        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        return {"bce": (loss, torch.tensor(float(truth.numel()), device=raw.device))}
+
+    @torch.jit.export
+    def decode(self, raw: Tensor, boxes: Tensor, classes: Tensor, image_index: Tensor) -> dict[str, Tensor]:
+        """mask_grids (R, 2S, 2S): probabilities of the predicted class, within the box."""
+        rows = torch.arange(raw.shape[0], device=raw.device)
+        return {"mask_grids": raw[rows, classes].float().sigmoid()}
+
+    @torch.jit.export
+    def to_image(
+        self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor
+    ) -> dict[str, Tensor]:
+        """masks (N, H, W) bool in the original frame."""
+        return {"masks": paste_masks(decoded["mask_grids"], boxes, image_size)}
+
+
+@torch.jit.script_if_tracing
+def paste_masks(grids: Tensor, boxes: Tensor, image_size: Tensor) -> Tensor:
+    """Samples every grid at the pixel centres of its box and thresholds: (N, H, W) bool.
+
+    The values are those of Detectron2's `paste_masks_in_image`: bilinear, zero outside the grid. Each mask is sampled only around its
+    box.
+
+    Args:
+        grids: (N, M, M) probabilities.
+        boxes: (N, 4) XYXY pixels of the image.
+        image_size: (2,) int64 height and width.
+    """
+    height, width = int(image_size[0]), int(image_size[1])
+    masks = torch.zeros([grids.shape[0], height, width], dtype=torch.bool, device=grids.device)
+    for i in range(grids.shape[0]):
+        box = boxes[i]
+        x0, y0 = max(int(box[0].floor()) - 1, 0), max(int(box[1].floor()) - 1, 0)
+        x1, y1 = min(int(box[2].ceil()) + 1, width), min(int(box[3].ceil()) + 1, height)
+        x = torch.arange(x0, x1, device=grids.device, dtype=torch.float32) + 0.5
+        y = torch.arange(y0, y1, device=grids.device, dtype=torch.float32) + 0.5
+        x = (x - box[0]) / (box[2] - box[0]) * 2 - 1
+        y = (y - box[1]) / (box[3] - box[1]) * 2 - 1
+        grid = torch.stack([x[None, :].expand(y.shape[0], -1), y[:, None].expand(-1, x.shape[0])], dim=2)
+        sampled = F.grid_sample(grids[i][None, None], grid[None], align_corners=False)
+        masks[i, y0:y1, x0:x1] = sampled[0, 0] >= 0.5
+    return masks
+
+
+def _polygons(shapes: Sequence[Any], geometry: Geometry) -> PolygonMasks:
+    placeholder = [np.zeros(6)]
+    return PolygonMasks(
+        [[geometry.points(np.asarray(p)).reshape(-1) for p in shape] if shape else placeholder for shape in shapes]
+    )
+
+
+def _bitmaps(shapes: Sequence[Any], record: Record, geometry: Geometry) -> BitMasks:
+    height, width = record["height"], record["width"]
+    masks = np.zeros((len(shapes), geometry.height, geometry.width), dtype=bool)
+    for index, shape in enumerate(shapes):
+        if shape:
+            masks[index] = geometry.raster(decode_segmentation(shape, height, width)).astype(bool)
+    return BitMasks(torch.from_numpy(masks))
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """COCO polygons, uncompressed or compressed RLE -> (H, W) uint8."""
+    if isinstance(segmentation, list):
+        segmentation = rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = rle_codec.frPyObjects(segmentation, height, width)
+    return rle_codec.decode(segmentation)
+
+
+def _where(record: Record, annotation: Mapping[str, Any]) -> str:
+    return f"dataset '{record['dataset']}', image {record['image_id']}, annotation {annotation['id']}"
