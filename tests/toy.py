@@ -1,4 +1,4 @@
-"""A tiny COCO dataset for tests: six images that are not square, three classes, one of them with points, and every kind of label.
+"""A tiny COCO dataset for tests: six images that are not square, three classes, one with points, all kinds of labels.
 
 | image | holds |
 |---|---|

@@ -91,7 +91,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 1:
-            raise ConfigError(f"solver.keep_checkpoints: expected a number >= 1, got {keep}")
+            raise ConfigError(f"checkpoint.keep: expected a number >= 1, got {keep}")
         self.folder = Path(folder)
         self.keep = keep
         if is_main():

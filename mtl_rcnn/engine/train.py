@@ -22,16 +22,17 @@ from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
-from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, Stopwatch, TensorboardWriter, Writers
+from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
+from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
 from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
-from mtl_rcnn.evaluation.report import format_metrics
+from mtl_rcnn.evaluation.report import report_text
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> Outcome:
         MtlRcnnError: anything the user can mend; the text says how.
     """
     with distributed(cfg.device) as ranks, fail_together(ranks):
-        cfg = broadcast_object(cfg)  # composed once: every rank has rank 0's run directory
+        cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
         datasets, label_space = train_datasets(cfg)
         targets = build_targets(cfg, label_space)
@@ -104,7 +105,7 @@ def _run(
         share_buffers(trainer.network)
         metrics = evaluate(trainer.network, sets, folder)
         if metrics:
-            logger.info("iteration %d\n%s", iteration, format_metrics(metrics))
+            logger.info("iteration %d\n%s", iteration, report_text(metrics))
         return metrics
 
     hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
@@ -122,6 +123,11 @@ def _run(
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """A copy without interpolations: the time in `output_dir` is that of its making."""
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
 
 
 def check_expected(metrics: Mapping[str, Metric], expected: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ _ABSENT = "-"
 def report_text(metrics: Mapping[str, Metric], width: int = 110) -> str:
     """Tables of metrics named "dataset/task/metric" or "dataset/task/metric/class", and the reasons below them.
 
-    One row per dataset and task, then one table per dataset and task with a row per class, set in as many columns as `width`
-    characters hold. Tasks that have no metric in common stand in separate tables. A metric of which less is better is
-    marked "↓", one that does not exist "-".
+    One row per dataset and task, then one table per dataset and task with a row per class, set in as many columns as
+    `width` characters hold. Tasks that have no metric in common stand in separate tables. A metric of which less is
+    better is marked "↓", one that does not exist "-".
     """
     if not metrics:
         return "no metrics"

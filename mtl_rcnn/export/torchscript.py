@@ -57,7 +57,7 @@ def export_torchscript(
     images: Sequence[Tensor],
     folder: Path,
     preprocessing: Mapping[str, Any],
-    versions: Mapping[str, str],
+    origin: Mapping[str, Any],
     min_detections: int,
 ) -> dict[str, Any]:
     """Traces the network, certifies the result against it, and writes the three files. Returns the manifest.
@@ -66,7 +66,8 @@ def export_torchscript(
         model: trained; left in evaluation mode.
         images: real (3, H, W) uint8 network-frame images for tracing and for the certificate, at least one.
         folder: where the files go; nothing is written unless the certificate holds.
-        preprocessing, versions: for the manifest.
+        preprocessing: how an input is made of an image, for the manifest.
+        origin: where the network comes from (configuration, versions, checkpoint), for the manifest.
         min_detections: see `choose_cases`.
 
     Raises:
@@ -89,7 +90,7 @@ def export_torchscript(
         certificate = certify(
             eager, lambda image, size: as_prediction(network.names, loaded(image, size)), cases
         )
-        manifest = build_manifest(model, label_space, preprocessing, versions) | {"certificate": certificate}
+        manifest = build_manifest(model, label_space, preprocessing, origin) | {"certificate": certificate}
         os.replace(temporary, folder / "model.ts")
     finally:
         temporary.unlink(missing_ok=True)
@@ -99,7 +100,7 @@ def export_torchscript(
 
 
 def build_manifest(
-    model: MultiTaskRCNN, label_space: LabelSpace, preprocessing: Mapping[str, Any], versions: Mapping[str, str]
+    model: MultiTaskRCNN, label_space: LabelSpace, preprocessing: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything a user of `model.ts` must know, as plain JSON values."""
     manifest: dict[str, Any] = {
@@ -112,7 +113,8 @@ def build_manifest(
         ],
         "classes": list(label_space.classes),
         "preprocessing": dict(preprocessing),
-        "versions": dict(versions),
+        "label_space": label_space.state(),
+        **origin,
     }
     for task in model.tasks():
         manifest |= task.manifest()

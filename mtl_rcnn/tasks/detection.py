@@ -203,7 +203,7 @@ class DetectionTask(DetectorTask):
 
     def _regression(self, deltas: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:
         foreground = torch.nonzero((classes >= 0) & (classes < self.num_classes)).squeeze(1)
-        own = deltas.view(len(deltas), -1, 4)[foreground, classes[foreground]]
+        own = deltas.view(len(deltas), self.num_classes, 4)[foreground, classes[foreground]]
         if len(foreground) == 0:
             return own.sum()
         proposals = torch.cat([image.proposal_boxes.tensor for image in regions])

@@ -57,7 +57,8 @@ def test_filters_count_by_reason_and_say_so(toy: Toy, caplog: pytest.LogCaptureF
     (dataset,), _ = build_datasets([_spec(toy, image_ids=[11, 12, 14, 15], limit=2)], {}, min_instances=1)
     assert [r["image_id"] for r in dataset.records] == [11, 12]
     assert (
-        "toy: kept 2 of 6 images; removed 4: not in image_ids (2), no instances (1), beyond limit (1)" in caplog.messages
+        "toy: kept 2 of 6 images; removed 4: not in image_ids (2), no instances (1), beyond limit (1)"
+        in caplog.messages
     )
     assert dataset.report.kept == 2
 
@@ -76,7 +77,9 @@ def test_nothing_is_removed_by_default(toy: Toy):
 def test_two_datasets_merge_by_name_and_know_what_they_label(toy: Toy):
     other = [{"id": 1, "name": "circle"}, {"id": 2, "name": "star"}]
     images = [{"id": 11, "file_name": "11.png", "height": 48, "width": 64}]
-    write_json(toy.root / "other.json", images, [{"id": 1, "image_id": 11, "category_id": 1, "bbox": [1, 1, 5, 5]}], other)
+    write_json(
+        toy.root / "other.json", images, [{"id": 1, "image_id": 11, "category_id": 1, "bbox": [1, 1, 5, 5]}], other
+    )
     specs = [_spec(toy), _spec(toy, name="other", annotations="other.json")]
     datasets, space = build_datasets(specs, {"circle": "disc"})
     assert space.classes == ("figure", "disc", "square", "star")

@@ -19,7 +19,9 @@ def test_classes_follow_category_ids_then_datasets():
 
 
 def test_aliases_join_classes():
-    space = merge_categories({"one": [{"id": 1, "name": "bicycle"}], "two": [{"id": 1, "name": "bike"}]}, {"bike": "bicycle"})
+    space = merge_categories(
+        {"one": [{"id": 1, "name": "bicycle"}], "two": [{"id": 1, "name": "bike"}]}, {"bike": "bicycle"}
+    )
     assert space.classes == ("bicycle",)
     assert space.index() == {"bicycle": 0}
 

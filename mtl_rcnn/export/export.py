@@ -1,0 +1,77 @@
+"""Exports a checkpoint from a configuration. `tools/export_model.py` and tests call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mtl_rcnn.engine.data import build_mapper, val_datasets
+from mtl_rcnn.engine.restore import Restored, restore
+from mtl_rcnn.engine.run import versions
+from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.export.torchscript import export_torchscript
+
+
+def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
+    """Traces, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
+
+    Raises:
+        MtlRcnnError: the checkpoint or its evaluation set cannot be read, or the certificate fails.
+    """
+    restored = restore(cfg.run, "cpu", cfg.checkpoint)
+    folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent
+    manifest = export_torchscript(
+        restored.model,
+        restored.label_space,
+        _images(restored, cfg.certificate.images),
+        folder,
+        preprocessing(restored.cfg),
+        {
+            "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
+            "versions": versions(),
+            "config": OmegaConf.to_container(restored.cfg, resolve=True),
+        },
+        cfg.certificate.min_detections,
+    )
+    for case in manifest["certificate"]:
+        worst = max(case["differences"].values())
+        print(f"certificate, {case['case']}: {case['rows']} rows, largest difference {worst:.3g}")
+    print(f"wrote {folder / 'model.ts'}, manifest.json and runtime.py")
+    return manifest
+
+
+def preprocessing(cfg: DictConfig) -> dict[str, Any]:
+    """How the exported network's input is made of an image: the test augmentation in words that `runtime.py` can follow.
+
+    Raises:
+        ConfigError: a test augmentation other than one shortest-edge resize.
+    """
+    steps = [step for step in OmegaConf.to_container(cfg.data.test_augment, resolve=True).values() if step is not None]
+    common = {"channel_order": cfg.model.input_format, "values": [0, 255], "interpolation": "bilinear, antialiased"}
+    if not steps:
+        return {"short_edge": None, "max_size": None, **common}
+    if len(steps) > 1 or not steps[0]["_target_"].endswith(".ResizeShortestEdge"):
+        raise ConfigError(
+            "data.test_augment: an exported network's preprocessing can only be one ResizeShortestEdge, found "
+            f"{[step['_target_'] for step in steps]}"
+        )
+    return {"short_edge": _single(steps[0]["short_edge_length"]), "max_size": steps[0]["max_size"], **common}
+
+
+def _single(length: Any) -> int:
+    lengths = [length] if isinstance(length, int) else list(length)
+    if len(set(lengths)) != 1:
+        raise ConfigError(f"data.test_augment: short_edge_length={lengths} is random; give one length to export")
+    return lengths[0]
+
+
+def _images(restored: Restored, number: int) -> list[Any]:
+    datasets = val_datasets(restored.cfg, restored.label_space)
+    if not datasets:
+        raise ConfigError("the run has no evaluation set to certify the exported network on")
+    mapper = build_mapper(restored.cfg, {}, training=False)
+    records: list[Mapping[str, Any]] = datasets[0].records[:number]
+    return [mapper(record, index)["image"] for index, record in enumerate(records)]

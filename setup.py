@@ -1,0 +1,51 @@
+"""Installs mtl_rcnn; `configs/` and `tools/` travel inside the package, so that a wheel works outside the clone."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mtl-rcnn",
+    version="0.1.0",
+    description="Multi-task R-CNN: one shared ResNet-FPN trunk, many tasks, on Detectron2",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["mtl_rcnn", "mtl_rcnn.*"]), "mtl_rcnn.configs", "mtl_rcnn.tools"],
+    package_dir={"mtl_rcnn.configs": "configs", "mtl_rcnn.tools": "tools"},
+    package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml"]},
+    install_requires=[
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "detectron2>=0.5",
+        "numpy>=1.24,<3",
+        "pillow>=10",
+        "opencv-python>=4.8",
+        "pycocotools>=2.0.7",
+        "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
+        "fvcore>=0.1.5.post20221221",
+        "hydra-core>=1.3.2,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "rich>=13",  # progress lines
+        "tabulate>=0.9",  # start-up tables
+        "tensorboard>=2.14",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",  # two cores run two tests
+            "ruff>=0.9",
+            "setuptools>=68",
+            "wheel",
+            "unearth>=0.15",  # tests of third_party/detectron2 fetch as pip would
+        ]
+    },
+    entry_points={
+        "console_scripts": [
+            "mtl-rcnn-train=mtl_rcnn.tools.train_net:main",
+            "mtl-rcnn-evaluate=mtl_rcnn.tools.evaluate:main",
+            "mtl-rcnn-export=mtl_rcnn.tools.export_model:main",
+            "mtl-rcnn-predict=mtl_rcnn.tools.predict:main",
+            "mtl-rcnn-visualize-data=mtl_rcnn.tools.visualize_data:main",
+        ]
+    },
+)

@@ -1,0 +1,142 @@
+"""What every task must do, over every configs/tasks/*.yaml: a new task costs no new test of this kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances
+from tiny import TASKS, available_tasks, tiny_config
+from toy import Toy
+
+from mtl_rcnn.data.mapper import Mapper, read_image
+from mtl_rcnn.data.target import ImageTarget, Prediction, Sample
+from mtl_rcnn.engine.build import build_evaluators, build_model, build_targets, task_classes
+from mtl_rcnn.engine.data import train_datasets
+from mtl_rcnn.modeling.slots import DetectorTask, RoiTask
+from mtl_rcnn.visualize.canvas import Canvas
+
+
+class Bench:
+    """One task on the toy data set, with a detector under it if it works on regions."""
+
+    def __init__(self, name: str, toy: Toy) -> None:
+        tasks = [name] if name in TASKS and name == "detection" else sorted({"detection", name})
+        data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
+        self.name = name
+        self.cfg = tiny_config(tasks, f"data.train=[{data}]", "data.val=[]", "data.train_augment=null")
+        datasets, self.label_space = train_datasets(self.cfg)
+        self.records = datasets[0].records
+        self.targets = build_targets(self.cfg, self.label_space)
+        mapper = Mapper(self.targets, [], training=True)
+        self.samples = [mapper(record, index) for index, record in enumerate(self.records)]
+        self.kind = task_classes(self.cfg)[name]
+        self.model = build_model(self.cfg, self.label_space)
+        self.task = next(task for task in self.model.tasks() if task.name == name)
+
+    def without_labels(self, sample: Sample) -> Sample:
+        """The sample as a data set gives it that does not label this task."""
+        labelled = {**sample["labelled"], self.name: False}
+        if issubclass(self.kind, RoiTask):
+            kept = {k: v for k, v in sample["instances"].get_fields().items() if k != f"gt_has_{self.name}"}
+            return {**sample, "labelled": labelled, "instances": Instances(sample["instances"].image_size, **kept)}
+        if issubclass(self.kind, DetectorTask):
+            return {**sample, "labelled": labelled, "instances": Instances(sample["instances"].image_size)}
+        return {**sample, "labelled": labelled, "targets": {}}
+
+    def losses(self, samples: list[Sample]) -> dict[str, float]:
+        """This task's losses after a backward pass, by part."""
+        self.model.train().zero_grad(set_to_none=True)
+        sums, _ = self.model(samples)
+        torch.stack([value for value, _ in sums.values()]).sum().backward()
+        return {key.split("/")[1]: value.item() for key, (value, _) in sums.items() if key.startswith(f"{self.name}/")}
+
+    def truth(self, sample: Sample) -> Prediction:
+        """The labels of one image as a prediction: rows that carry this task's label only."""
+        merged: Prediction = {}
+        for target in self.targets.values():
+            merged |= target.as_prediction(sample)
+        has = f"gt_has_{self.name}"
+        if isinstance(self.targets[self.name], ImageTarget) or not sample["instances"].has(has):
+            return merged
+        return {name: value[sample["instances"].get(has)] for name, value in merged.items()}
+
+
+@pytest.fixture(params=available_tasks())
+def bench(request: pytest.FixtureRequest, toy: Toy) -> Bench:
+    return Bench(request.param, toy)
+
+
+def test_loss_keys_do_not_depend_on_labels(bench: Bench) -> None:
+    half = [bench.without_labels(s) if i % 2 else s for i, s in enumerate(bench.samples)]
+    for samples in (bench.samples, half, [bench.without_labels(s) for s in bench.samples]):
+        losses = bench.losses(samples)
+        assert tuple(losses) == bench.kind.loss_parts
+        assert all(np.isfinite(value) for value in losses.values())
+
+
+def test_gradients_reach_every_parameter_of_the_task(bench: Bench) -> None:
+    losses = bench.losses(bench.samples)
+    assert all(value > 0 for value in losses.values())
+    gradients = {name: p.grad for name, p in bench.task.named_parameters() if p.requires_grad}
+    assert gradients
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients.values())
+
+
+def test_without_labels_the_loss_is_zero_and_keeps_every_parameter_in_the_graph(bench: Bench) -> None:
+    losses = bench.losses([bench.without_labels(s) for s in bench.samples])
+    assert set(losses.values()) == {0.0}
+    assert all(p.grad is not None and not p.grad.any() for p in bench.task.parameters() if p.requires_grad)
+
+
+def test_decoding_scripts(bench: Bench) -> None:
+    if issubclass(bench.kind, DetectorTask):
+        pytest.skip("the detector's decoding is exported by tracing: Detectron2's box inference takes Instances")
+    scripted = torch.jit.script(bench.task.eval())
+    boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0], [10.0, 5.0, 22.5, 60.0]])
+    classes = torch.tensor([1, 0])
+    with torch.no_grad():
+        raw = bench.task(torch.rand(2, 16, bench.task.pooler_resolution, bench.task.pooler_resolution))
+        expected = bench.task.decode(raw, boxes, classes, torch.zeros(2, dtype=torch.int64))
+        found = scripted.decode(raw, boxes, classes, torch.zeros(2, dtype=torch.int64))
+        size, scale = torch.tensor([70, 50]), torch.tensor([1.0, 1.0])
+        expected |= bench.task.to_image(expected, boxes, scale, size)
+        found |= scripted.to_image(found, boxes, scale, size)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_evaluator_gives_the_top_score_on_its_own_ground_truth(bench: Bench) -> None:
+    evaluator = build_evaluators(bench.cfg, bench.label_space, bench.records)[bench.name]
+    rows = [r for record, s in zip(bench.records, bench.samples) for r in evaluator.rows(record, bench.truth(s))]
+    headline = evaluator.metrics(rows)[evaluator.headline]
+    assert headline.higher_is_better
+    assert headline.value == pytest.approx(100.0)
+
+
+def test_evaluator_without_predictions_gives_zero_and_says_why(bench: Bench) -> None:
+    headline = build_evaluators(bench.cfg, bench.label_space, bench.records)[bench.name].metrics([])["AP"]
+    assert headline.value == 0.0
+    assert "no detections" in headline.reason
+
+
+def test_drawing_changes_the_image(bench: Bench) -> None:
+    image = read_image(bench.records[0])
+    canvas = Canvas(image, bench.label_space.classes)
+    blank = canvas.image.copy()
+    bench.targets[bench.name].draw(canvas, bench.truth(bench.samples[0]))
+    assert canvas.image.shape == blank.shape
+    assert canvas.image.dtype == np.uint8
+    assert (canvas.image != blank).any()
+
+
+def test_outputs_are_what_the_network_predicts(bench: Bench) -> None:
+    (prediction,) = bench.model.eval()(bench.samples[:1])
+    height, width = bench.samples[0]["height"], bench.samples[0]["width"]
+    for output in bench.task.outputs():
+        value = prediction[output.name]
+        assert str(value.dtype) == f"torch.{output.dtype}"
+        sizes = {"N": len(prediction["scores"]), "H": height, "W": width}
+        shape = [size.strip() for size in output.shape.strip("()").split(",") if size.strip()]
+        assert list(value.shape) == [sizes.get(side, int(side) if side.isdigit() else None) for side in shape]
