@@ -12,7 +12,7 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from PIL import ImageFile
+from PIL import ImageFile, UnidentifiedImageError
 
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.target import ImageTarget, InstanceTarget, Record, Sample, Target
@@ -134,6 +134,11 @@ def read_image(record: Record) -> np.ndarray:
     except FileNotFoundError:
         raise UnreadableImageError(
             f"{named}: no such image file; correct the dataset's 'images' or data.root"
+        ) from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError(
+            f"{named}: the image cannot be decoded (its format is not recognised); replace the file, or leave it out with "
+            "data.on_error=skip"
         ) from None
     except Exception as error:  # decoders raise anything on damaged files, from SyntaxError to struct.error
         raise UnreadableImageError(

@@ -77,8 +77,8 @@ class BatchPlanner:
         return self.batch(index)[rank * share : (rank + 1) * share]
 
     def replacement(self, sample_index: int, attempt: int) -> int:
-        """Record to take for sample n when `attempt` records before it (>= 1) could not be read."""
-        return int(_bits(1, self.seed, _REPLACEMENT, sample_index, attempt)[0] % np.uint64(len(self)))
+        """Record to take for sample n when `attempt` records before it (>= 1) could not be read: no record twice."""
+        return int(_permutation(len(self), self.seed, _REPLACEMENT, sample_index)[(attempt - 1) % len(self)])
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:

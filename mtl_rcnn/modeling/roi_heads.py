@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtl_rcnn.modeling.rpn import ignored
 from mtl_rcnn.modeling.sampling import LabelSampler
-from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, RegionTask, RoiTask
+from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, RegionTask, RoiTask, full_precision
 
 REGION_STAGE = 1
 
@@ -96,7 +96,7 @@ class MultiTaskROIHeads(ROIHeads):
 
     def pool(self, task: RegionTask, features: Features, boxes: list[Boxes]) -> Tensor:
         """(R, C, S, S) features of all images' boxes, in float32: bfloat16 cannot hold coordinates above 256 pixels exactly."""
-        return self.poolers[task.name]([features[name].float() for name in task.in_features], boxes)
+        return self.poolers[task.name]([full_precision(features[name]) for name in task.in_features], boxes)
 
     @torch.no_grad()
     def label_regions(self, proposals: Instances, sample: DetectorSample) -> Instances:

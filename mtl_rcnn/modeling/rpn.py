@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_rcnn.modeling.sampling import LabelSampler
-from mtl_rcnn.modeling.slots import DetectorSample, Features, LossParts
+from mtl_rcnn.modeling.slots import DetectorSample, Features, LossParts, full_precision
 
 ANCHOR_STAGE = 0
 """Stage number of anchor draws; region draws use another."""
@@ -89,14 +89,14 @@ class ProposalNetwork(RPN):
         self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], samples: Sequence[DetectorSample]
     ) -> LossParts:
         all_anchors = Boxes.cat(anchors)
-        all_logits, all_deltas = torch.cat(logits, dim=1).float(), torch.cat(deltas, dim=1).float()
+        all_logits, all_deltas = full_precision(torch.cat(logits, dim=1)), full_precision(torch.cat(deltas, dim=1))
         labels = torch.full(all_logits.shape, -1, dtype=torch.int64, device=all_logits.device)
         targets = torch.zeros(all_deltas.shape, device=all_deltas.device)
         for row, sample in enumerate(samples):
             labels[row], targets[row] = self._label_anchors(all_anchors, sample)
         drawn, positive = labels >= 0, labels == 1
         classification = F.binary_cross_entropy_with_logits(
-            all_logits[drawn], labels[drawn].to(torch.float32), reduction="sum"
+            all_logits[drawn], labels[drawn].to(all_logits.dtype), reduction="sum"
         )
         localization = smooth_l1_loss(
             all_deltas[positive], targets[positive], beta=self.smooth_l1_beta, reduction="sum"

@@ -188,6 +188,11 @@ class RoiTask(RegionTask):
         return regions[torch.nonzero(foreground & regions.get(field)).squeeze(1)]
 
 
+def full_precision(tensor: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 class ImageTask(Task):
     """A slot that works on the whole image."""
 

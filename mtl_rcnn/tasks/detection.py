@@ -23,7 +23,7 @@ from mtl_rcnn.evaluation.coco import coco_metrics, xyxy_to_xywh
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.rpn import ProposalNetwork
 from mtl_rcnn.modeling.sampling import LabelSampler
-from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, Output
+from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, Output, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 
@@ -154,7 +154,7 @@ class DetectionTask(DetectorTask):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, C + 1), the last column background, and class-wise box deltas (R, 4 * C)."""
         logits, deltas = self.box_predictor(self.box_head(pooled))
-        return logits.float(), deltas.float()
+        return full_precision(logits), full_precision(deltas)
 
     def losses(self, raw: tuple[Tensor, Tensor], regions: list[Instances]) -> LossParts:
         """`cls`: cross-entropy over R regions; `box_reg`: L1 of the foreground's deltas, divided by R too (Detectron2's counts)."""

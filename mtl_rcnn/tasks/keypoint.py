@@ -27,7 +27,7 @@ from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, S
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco import coco_metrics
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
-from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask
+from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 logger = logging.getLogger(__name__)
@@ -347,7 +347,7 @@ class KeypointTask(RoiTask):
         none = raw.new_zeros(0, dtype=torch.int64)
         targets = torch.cat([target.flatten() for target, _ in pairs] or [none])
         visible = torch.nonzero(torch.cat([valid.flatten() for _, valid in pairs] or [none])).squeeze(1)
-        logits = raw.view(raw.shape[0] * raw.shape[1], side * side)[visible].float()
+        logits = full_precision(raw.view(raw.shape[0] * raw.shape[1], side * side)[visible])
         loss = F.cross_entropy(logits, targets[visible], reduction="sum")
         count = len(visible)
         if self.normalize_by == "regions":

@@ -21,7 +21,7 @@ from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, S
 from mtl_rcnn.errors import DataError
 from mtl_rcnn.evaluation.coco import coco_metrics, encode_masks
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
-from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask
+from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 MASK_THRESHOLD = 0.5
@@ -153,9 +153,9 @@ class MaskTask(RoiTask):
         classes = torch.cat([image.gt_classes for image in used] or [raw.new_zeros(0, dtype=torch.int64)])
         side = raw.shape[-1]
         targets = [image.gt_masks.crop_and_resize(image.proposal_boxes.tensor, side).to(raw.device) for image in used]
-        truth = torch.cat([target.float() for target in targets] or [raw.new_zeros(0, side, side, dtype=torch.float32)])
-        logits = raw[torch.arange(len(classes), device=raw.device), classes].float()
-        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        truth = torch.cat([target for target in targets] or [raw.new_zeros(0, side, side)])
+        logits = full_precision(raw[torch.arange(len(classes), device=raw.device), classes])
+        loss = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum")
         return {"bce": (loss, torch.tensor(float(truth.numel()), device=raw.device))}
 
     @torch.jit.export

@@ -110,6 +110,7 @@ def test_replacement_is_a_function_of_sample_and_attempt():
     draws = [[_planner().replacement(n, attempt) for attempt in (1, 2, 3)] for n in range(50)]
     assert draws == [[_planner().replacement(n, attempt) for attempt in (1, 2, 3)] for n in range(50)]
     assert len({record for row in draws for record in row}) > 40
+    assert {_planner().replacement(0, attempt) for attempt in range(1, 61)} == set(range(60))
     assert all(0 <= record < 60 for row in draws for record in row)
 
 

@@ -1,0 +1,156 @@
+"""A whole run on the toy data set: files, resume, best checkpoint, failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, open_dict
+from tiny import tiny_config
+from toy import Toy
+
+from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.progress import read_metrics
+from mtl_rcnn.engine.replay import first_nonfinite_module, replay
+from mtl_rcnn.engine.train import train
+from mtl_rcnn.engine.trainer import Trainer
+from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, TrainingError
+
+TASKS = ("detection", "mask", "keypoint")
+
+
+def toy_config(toy: Toy, folder: Path, *overrides: str, tasks: tuple[str, ...] = TASKS) -> DictConfig:
+    """Four iterations on the toy images, two at a time."""
+    data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
+    small = [
+        *("solver.batch_size=2", "solver.max_iter=4", "solver.steps=[0.8]", "solver.warmup_iters=2"),
+        *("solver.lr=0.005", "solver.log_period=1", "solver.eval_period=0", "solver.checkpoint_period=2"),
+        *("data.workers=0", "data.train_augment.resize.short_edge_length=[48,56]", "device=cpu", "threads=1"),
+        "data.test_augment.resize.short_edge_length=48",
+    ]
+    return tiny_config(tasks, f"data.train=[{data}]", f"data.val=[{data}]", f"output_dir={folder}", *small, *overrides)
+
+
+def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
+    outcome = train(toy_config(toy, tmp_path / "run"))
+    found = {path.name for path in outcome.folder.iterdir()}
+    assert {"config.yaml", "command.txt", "log.txt", "metrics.json", "metrics.jsonl", "tensorboard"} <= found
+    assert {"model_0000002.pth", "model_0000004.pth", "model_best.pth", "last_checkpoint"} <= found
+    metrics = json.loads((outcome.folder / "metrics.json").read_text())
+    assert {f"toy/{task}/AP" for task in TASKS} <= set(metrics)
+    assert all(value == value and value >= 0 for value in metrics.values())
+    assert {path.name for path in (outcome.folder / "predictions").iterdir()} == {f"toy_{t}.json" for t in TASKS}
+    rows = read_metrics(outcome.folder / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 4]
+    assert {"total", "lr", "mask/bce", "keypoint/heatmap", "detection/rpn_cls"} <= set(rows[0])
+    log = (outcome.folder / "log.txt").read_text()
+    for said in ("solver.max_iter: 90000 -> 4", "images labelled", "trainable", "batch 1 ranks x 2 images = 2, lr 0.005"):
+        assert said in log
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(toy_config(toy, tmp_path / "whole")).folder
+    step = Trainer.run_step
+
+    def interrupted(self: Trainer) -> None:
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_config(toy, tmp_path / "halves"))
+    torch.rand(3)  # no random state may matter
+    halves = train(toy_config(toy, tmp_path / "halves")).folder
+    first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
+    for part in ("model", "optimizer", "best"):
+        assert _equal(first[part], second[part]), part
+    assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
+    assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()
+
+
+def test_bfloat16_trains_and_stays_near_float32(toy: Toy, tmp_path: Path) -> None:
+    runs = [
+        train(toy_config(toy, tmp_path / precision, f"solver.precision={precision}", "data.val=[]")).folder
+        for precision in ("float32", "bfloat16")
+    ]
+    exact, rough = (read_metrics(folder / "metrics.jsonl")[0] for folder in runs)
+    assert exact != rough
+    assert rough["total"] == pytest.approx(exact["total"], rel=0.02)
+
+
+def test_a_changed_seed_or_batch_is_refused_on_resume(toy: Toy, tmp_path: Path) -> None:
+    train(toy_config(toy, tmp_path / "run", "data.val=[]", "solver.max_iter=2"))
+    with pytest.raises(ConfigError, match="seed=1: .* was trained with 0"):
+        train(toy_config(toy, tmp_path / "run", "data.val=[]", "seed=1"))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(toy_config(toy, tmp_path / "run", "data.val=[]", "checkpoint.resume=false"))
+
+
+def test_weights_of_another_run_start_a_new_one(toy: Toy, tmp_path: Path) -> None:
+    first = train(toy_config(toy, tmp_path / "first", "data.val=[]", "solver.max_iter=2")).folder
+    path = first / "model_0000002.pth"
+    only = toy_config(toy, tmp_path / "second", "data.val=[]", f"checkpoint.weights={path}", tasks=("detection",))
+    with pytest.raises(CheckpointError, match=r"only in the file"):
+        train(only)
+    only.checkpoint.reinit = ["roi_heads.tasks.*"]
+    train(only)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        train(toy_config(toy, tmp_path / "third", f"checkpoint.weights={path}"))
+
+
+def test_a_diverged_run_names_the_loss_and_the_images_and_replays(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"iteration \d+, rank 0: .*images: toy/\d+, toy/\d+") as failure:
+        train(toy_config(toy, tmp_path / "run", "solver.lr=1e12", "solver.warmup_iters=0", "data.val=[]"))
+    (path,) = (tmp_path / "run" / "failures").glob("*.pt")
+    assert str(path) in str(failure.value)
+    model, samples = replay(path)
+    assert [f"toy/{sample['image_id']}" in str(failure.value) for sample in samples] == [True, True]
+    assert first_nonfinite_module(model, samples) is not None
+
+
+def test_an_unknown_best_metric_lists_what_there_is(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean toy/detection/AP50"):
+        train(toy_config(toy, tmp_path / "run", "solver.best_metric=toy/detection/AP5"))
+
+
+def test_expected_metrics_are_checked(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"toy/detection/AP is .*, expected 99 within 1"):
+        train(toy_config(toy, tmp_path / "run", "+expected={toy/detection/AP: [99, 1]}", tasks=("detection",)))
+
+
+def test_unreadable_images_stop_the_run_or_are_left_out_by_name(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = toy.images / "11.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"11\.png .*cannot be decoded"):
+        train(toy_config(toy, tmp_path / "run", tasks=("detection",)))
+    outcome = train(toy_config(toy, tmp_path / "skip", "data.on_error=skip", tasks=("detection",)))
+    log = (outcome.folder / "log.txt").read_text()
+    assert "left out unreadable image number 1" in log
+    assert "toy/detection/AP" in outcome.metrics
+
+
+def test_a_declared_label_that_is_missing_is_an_error_before_training(toy: Toy, tmp_path: Path) -> None:
+    cfg = toy_config(toy, tmp_path / "run")
+    with open_dict(cfg):
+        cfg.data.train[0].tasks = ["detection", "mask"]
+    with pytest.raises(DataError, match="image 12, annotation 104 has no 'segmentation'.*declares the task 'mask'"):
+        train(cfg)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_equal(*pair) for pair in zip(a, b))
+    return a == b
