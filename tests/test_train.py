@@ -116,7 +116,7 @@ def test_a_diverged_run_names_the_loss_and_the_images_and_replays(toy: Toy, tmp_
 
 
 def test_an_unknown_best_metric_lists_what_there_is(toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean toy/detection/AP50"):
+    with pytest.raises(ConfigError, match="did you mean toy/detection/AP"):
         train(toy_config(toy, tmp_path / "run", "solver.best_metric=toy/detection/AP5"))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtl_rcnn.config.compose import compose
+from mtl_rcnn.config.compose import compose_unchecked
 
 _ABSENT = "-"
 
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
 def config_diff(cfg: DictConfig, config_name: str = "train") -> list[Difference]:
     """The keys in which `cfg` differs from the root configuration composed without any override, in order."""
-    defaults = dict(_leaves(OmegaConf.to_container(compose(config_name, checked=False), resolve=True)))
+    defaults = dict(_leaves(OmegaConf.to_container(compose_unchecked(config_name), resolve=True)))
     values = dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
     keys = dict.fromkeys([*values, *defaults])
     found = [Difference(key, defaults.get(key, _ABSENT), values.get(key, _ABSENT)) for key in keys]

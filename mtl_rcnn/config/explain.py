@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from mtl_rcnn.config.compose import COMPOSITION_ERRORS, compose_unchecked, config_root
 
-def explain(error: Exception, config_name: str, arguments: Sequence[str], folder: Path) -> str:
+
+def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
     """One line for an error of composition.
 
     Args:
         error: what Hydra or OmegaConf raised.
         config_name: the root configuration.
         arguments: the command line's overrides.
-        folder: the configuration folder.
     """
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error, arguments)
     override = _guilty_override(error, arguments)
     if override is not None:
-        return _unknown_key(override, config_name, arguments, folder)
+        return _unknown_key(override, config_name, arguments)
     causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
     return "; ".join(" ".join(cause.split()) for cause in causes)
 
@@ -46,10 +46,11 @@ def _guilty_override(error: Exception, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _unknown_key(override: str, config_name: str, arguments: Sequence[str], folder: Path) -> str:
+def _unknown_key(override: str, config_name: str, arguments: Sequence[str]) -> str:
+    folder = config_root()
     key = _key(override)
     parts = key.split(".")
-    known = _known_keys(config_name, arguments, folder)
+    known = _known_keys(config_name, arguments)
     if len(parts) > 1 and (folder / parts[0] / f"{parts[1]}.yaml").is_file() and f"{parts[0]}.{parts[1]}" not in known:
         return (
             f"{override}: '{parts[1]}' is not selected in {parts[0]}, so the key has no use; select it "
@@ -61,15 +62,13 @@ def _unknown_key(override: str, config_name: str, arguments: Sequence[str], fold
     return f"no key '{key}'; {_hint(key, [*known, *groups], 'see all keys with --cfg job')}".rstrip("; ")
 
 
-def _known_keys(config_name: str, arguments: Sequence[str], folder: Path) -> list[str]:
+def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
     """Keys of the configuration with the command line's choices of groups, but none of its values."""
-    from mtl_rcnn.config.compose import compose
-
-    choices = [argument for argument in arguments if (folder / _key(argument)).is_dir() and _key(argument)]
+    choices = [argument for argument in arguments if _key(argument) and (config_root() / _key(argument)).is_dir()]
     try:
-        cfg = compose(config_name, choices, checked=False)
-    except Exception:  # the choices themselves may be what is wrong; the bare root still tells the common keys
-        cfg = compose(config_name, checked=False)
+        cfg = compose_unchecked(config_name, choices)
+    except COMPOSITION_ERRORS:  # the choices themselves may be what is wrong; the bare root still tells the common keys
+        cfg = compose_unchecked(config_name)
     return list(_flatten(cfg))
 
 

@@ -137,7 +137,7 @@ def read_image(record: Record) -> np.ndarray:
         ) from None
     except UnidentifiedImageError:
         raise UnreadableImageError(
-            f"{named}: the image cannot be decoded (its format is not recognised); replace the file, or leave it out with "
+            f"{named}: the image cannot be decoded (its format is unknown); replace the file, or leave it out with "
             "data.on_error=skip"
         ) from None
     except Exception as error:  # decoders raise anything on damaged files, from SyntaxError to struct.error

@@ -85,7 +85,7 @@ def predict_images(cfg: DictConfig) -> Path:
     Raises:
         MtlRcnnError: a network or an image that cannot be read, or no image at all.
     """
-    predictor = load_predictor(cfg.model, cfg.device)
+    predictor = load_predictor(cfg.network, cfg.device)
     files = find_images(cfg.input)[: cfg.limit]
     folder = Path(cfg.output_dir)
     targets = build_targets(predictor.cfg, predictor.label_space)
@@ -140,7 +140,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 def _exported(path: Path, device: str) -> Predictor:
     if not path.is_file() or not path.with_name("manifest.json").is_file():
-        raise ConfigError(f"model={path}: expected an exported model.ts with manifest.json beside it")
+        raise ConfigError(f"network={path}: expected an exported model.ts with manifest.json beside it")
     network = ExportedNetwork(path, device)
     manifest = network.manifest
 
