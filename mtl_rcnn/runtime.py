@@ -79,7 +79,9 @@ def main() -> None:
         sys.exit("usage: python runtime.py model.ts image.jpg")
     network = ExportedNetwork(sys.argv[1])
     prediction = network(network.read(sys.argv[2]))
-    shown = {name: value.sum(dim=(-2, -1)) if value.dtype == torch.bool else value for name, value in prediction.items()}
+    shown = {
+        name: value.sum(dim=(-2, -1)) if value.dtype == torch.bool else value for name, value in prediction.items()
+    }
     print(json.dumps({name: value.tolist() for name, value in shown.items()}))
 
 

@@ -1,6 +1,6 @@
 """Exports a trained network: model.ts with manifest.json and runtime.py, certified against the network itself.
 
-    python tools/export_model.py run=outputs/demo
+python tools/export_model.py run=outputs/demo
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs an exported file or a checkpoint on images and folders: drawings and COCO results.
 
-    python tools/predict.py network=outputs/demo/model.ts input=outputs/demo_data/val
+python tools/predict.py network=outputs/demo/model.ts input=outputs/demo_data/val
 """
 
 from __future__ import annotations

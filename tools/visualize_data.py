@@ -1,6 +1,6 @@
 """Draws what the loader really feeds the network, per task.
 
-    python tools/visualize_data.py experiment=demo number=8
+python tools/visualize_data.py experiment=demo number=8
 """
 
 from __future__ import annotations

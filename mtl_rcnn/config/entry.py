@@ -1,10 +1,10 @@
 """The entry point of every command line tool: Hydra, with faults found before torch is imported and told in one line.
 
-    @config.main("train")
-    def main(cfg: DictConfig) -> None:
-        from mtl_rcnn.engine.train import train  # heavy imports come after the checks
+@config.main("train")
+def main(cfg: DictConfig) -> None:
+    from mtl_rcnn.engine.train import train  # heavy imports come after the checks
 
-        train(cfg)
+    train(cfg)
 """
 
 from __future__ import annotations

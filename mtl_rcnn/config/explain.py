@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from hydra.errors import MissingConfigException
@@ -19,7 +20,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         config_name: the root configuration.
         arguments: the command line's overrides.
     """
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException):
         return _missing_option(error, arguments)
     override = _guilty_override(error, arguments)
     if override is not None:
@@ -29,11 +30,13 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
 
 
 def _missing_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
-    group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
-    options = sorted(error.options or ())
+    # Hydra names the file as "group/name", or as "name" alone where the group stands in `options`.
+    named = re.search(r"Could not (?:load|find) '([^']+)'", str(error))
+    group, _, name = (named[1] if named else error.missing_cfg_file or "").removesuffix(".yaml").rpartition("/")
     if not group:
         group = next((_key(argument) for argument in arguments if name and name in argument), "")
-    return f"no {group} '{name}'; {_hint(name, options)}available: {', '.join(options)}"
+    options = sorted(error.options or (path.stem for path in (config_root() / group).glob("*.yaml")))
+    return f"no {group or 'configuration'} '{name}'; {_hint(name, options)}available: {', '.join(options)}"
 
 
 def _guilty_override(error: Exception, arguments: Sequence[str]) -> str | None:

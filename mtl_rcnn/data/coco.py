@@ -46,7 +46,7 @@ class CocoData:
 
 
 def read_coco(paths: Sequence[str | Path]) -> CocoData:
-    """Reads COCO files of the same images (such as COCO's `instances_*.json` and `person_keypoints_*.json`).
+    """Reads COCO files of the same images (COCO itself spreads the labels of its images over several files).
 
     Images, annotations and categories that several files share by id are united field by field.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,11 +135,15 @@ def build_eval_loader(
 
 @dataclass
 class _Result:
-    """What a worker hands over. Errors travel as values: raised in a worker, torch would wrap them in a traceback."""
+    """What a worker hands over.
+
+    Errors travel as values. Raised in a worker, torch would wrap their text in a traceback, and hold the workers in a
+    reference cycle that takes ten seconds to end.
+    """
 
     sample: Sample | None
     excluded: tuple[Exclusion, ...] = ()
-    error: MtlRcnnError | None = None
+    error: Exception | None = None
 
 
 class _Samples(TorchDataset):
@@ -155,29 +160,28 @@ class _Samples(TorchDataset):
         for attempt in range(_MAX_ATTEMPTS):
             record = self.records[record_index]
             try:
-                return _Result(self._map(record, sample_index, attempt), tuple(excluded))
+                return _Result(self.mapper(record, sample_index, attempt), tuple(excluded))
             except UnreadableImageError as error:
                 if self.mapper.on_error != "skip":
                     return _Result(None, error=error)
                 excluded.append(Exclusion(record["dataset"], record["image_id"], record["file_name"], str(error)))
             except MtlRcnnError as error:
                 return _Result(None, tuple(excluded), error)
+            except Exception as error:
+                return _Result(None, tuple(excluded), _bug(record, error))
             if self.planner is None:
                 return _Result(None, tuple(excluded))
             record_index = self.planner.replacement(sample_index, attempt + 1)
         text = f"sample {sample_index}: {_MAX_ATTEMPTS} images in a row cannot be read, the last: {excluded[-1].reason}"
         return _Result(None, tuple(excluded), DataError(text))
 
-    def _map(self, record: Record, sample_index: int, attempt: int) -> Sample:
-        try:
-            return self.mapper(record, sample_index, attempt)
-        except MtlRcnnError:
-            raise
-        except Exception as error:
-            raise RuntimeError(
-                f"while loading {record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+
+def _bug(record: Record, error: Exception) -> RuntimeError:
+    """An error that is not the user's: with its traceback, which would not survive the way out of the worker."""
+    return RuntimeError(
+        f"while loading {record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']}): "
+        f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
+    )
 
 
 class _PlannedBatches:

@@ -46,7 +46,9 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
 
 def _score_files(cfg: DictConfig, sets: list[EvaluationSet], folder: Path, ranks: Ranks) -> dict[str, Metric]:
     if len(sets) != 1:
-        raise ConfigError(f"results: files belong to one data set, but the run evaluates on {len(sets)}; name it with val")
+        raise ConfigError(
+            f"results: files belong to one data set, but the run evaluates on {len(sets)}; name it with val"
+        )
     if not ranks.is_main:
         return {}
     metrics: dict[str, Metric] = {}

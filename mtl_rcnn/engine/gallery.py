@@ -31,9 +31,7 @@ def write_gallery(path: Path, predictor: Predictor, number: int = 12, threshold:
         image = read_image(record)
         truth = as_prediction(truth_of(record, 0), targets)
         found = predictor.confident(predictor.predict(image), threshold)
-        drawn = [
-            draw_prediction(image, shown, drawing_order(targets), label_space.classes) for shown in (truth, found)
-        ]
+        drawn = [draw_prediction(image, shown, drawing_order(targets), label_space.classes) for shown in (truth, found)]
         pairs.append(side_by_side(*drawn))
         titles.append(f"{record['dataset']} {record['image_id']}")
     write_image(path, contact_sheet(pairs, columns=2, titles=titles))
@@ -63,9 +61,7 @@ def visualize_data(cfg: DictConfig) -> Path:
     return Path(cfg.picture)
 
 
-def draw_sample(
-    sample: Sample, targets: dict[str, Target], classes: tuple[str, ...], input_format: str
-) -> np.ndarray:
+def draw_sample(sample: Sample, targets: dict[str, Target], classes: tuple[str, ...], input_format: str) -> np.ndarray:
     """(H, W, 3) RGB: a sample's image with the labels it carries."""
     labelled = {name: target for name, target in targets.items() if sample["labelled"][name]}
     return draw_prediction(
@@ -79,5 +75,3 @@ def as_prediction(sample: Sample, targets: dict[str, Target]) -> Prediction:
     for target in targets.values():
         merged |= target.as_prediction(sample)
     return merged
-
-

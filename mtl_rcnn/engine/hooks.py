@@ -70,7 +70,9 @@ class EvaluationHook(HookBase):
     def _is_best(self, iteration: int) -> bool:
         metric = self.metrics.get(self.best_metric)
         if metric is None:
-            raise ConfigError(f"solver.best_metric={self.best_metric}: {_no_such_metric(self.best_metric, self.metrics)}")
+            raise ConfigError(
+                f"solver.best_metric={self.best_metric}: {_no_such_metric(self.best_metric, self.metrics)}"
+            )
         found = {"metric": self.best_metric, "value": metric.value, "iteration": iteration}
         if self.best is not None and self.best["metric"] == self.best_metric:
             gain = metric.value - self.best["value"]

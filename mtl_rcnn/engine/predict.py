@@ -149,7 +149,9 @@ def _exported(path: Path, device: str) -> Predictor:
         return {name: value.cpu() for name, value in network(tensor).items()}
 
     rows = tuple(entry["name"] for entry in manifest["outputs"] if entry["shape"].startswith("(N"))
-    return Predictor(predict, OmegaConf.create(manifest["config"]), LabelSpace.from_state(manifest["label_space"]), rows)
+    return Predictor(
+        predict, OmegaConf.create(manifest["config"]), LabelSpace.from_state(manifest["label_space"]), rows
+    )
 
 
 def image_of(sample: Mapping[str, Any], input_format: str) -> np.ndarray:

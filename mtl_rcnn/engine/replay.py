@@ -18,7 +18,12 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
 def save_replay(
-    path: Path, model: nn.Module, samples: Sequence[Sample], iteration: int, config: dict[str, Any], label_space: LabelSpace
+    path: Path,
+    model: nn.Module,
+    samples: Sequence[Sample],
+    iteration: int,
+    config: dict[str, Any],
+    label_space: LabelSpace,
 ) -> None:
     """Writes everything the step was a function of: weights before it, the batch as loaded, configuration, classes.
 

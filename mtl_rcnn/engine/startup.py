@@ -41,7 +41,12 @@ def parameter_report(model: MultiTaskRCNN) -> str:
     parts: dict[str, nn.Module] = {"trunk": model.backbone, **{task.name: task for task in model.tasks()}}
     rows = [(name, *_count(module)) for name, module in parts.items()]
     rows.append(("all", *_count(model)))
-    return tabulate([(name, f"{t:,}", f"{f:,}") for name, t, f in rows], headers=("part", "trainable", "frozen"), disable_numparse=True, colalign=("left", "right", "right"))
+    return tabulate(
+        [(name, f"{t:,}", f"{f:,}") for name, t, f in rows],
+        headers=("part", "trainable", "frozen"),
+        disable_numparse=True,
+        colalign=("left", "right", "right"),
+    )
 
 
 def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:

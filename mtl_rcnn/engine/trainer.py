@@ -16,9 +16,9 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
-from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.replay import save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
+from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
 

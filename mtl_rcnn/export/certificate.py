@@ -37,6 +37,7 @@ class Case:
     size: Tensor
 
 
+@torch.no_grad()
 def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Compares both networks on every case; the comparison as plain JSON values, one entry per case.
 
@@ -63,7 +64,9 @@ def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[di
             }
         )
     if faults:
-        raise ExportError("the exported network differs from the network itself, nothing is written: " + "; ".join(faults))
+        raise ExportError(
+            "the exported network differs from the network itself, nothing is written: " + "; ".join(faults)
+        )
     return report
 
 
@@ -143,7 +146,9 @@ def _resized(image: Tensor, scale: float) -> Tensor:
 
 
 def _fit(image: Tensor, height: int, width: int) -> Tensor:
-    resized = torch.nn.functional.interpolate(image[None].float(), size=(height, width), mode="bilinear", antialias=True)
+    resized = torch.nn.functional.interpolate(
+        image[None].float(), size=(height, width), mode="bilinear", antialias=True
+    )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 

@@ -87,9 +87,7 @@ def export_torchscript(
     try:
         traced.save(str(temporary))
         loaded = torch.jit.load(str(temporary))
-        certificate = certify(
-            eager, lambda image, size: as_prediction(network.names, loaded(image, size)), cases
-        )
+        certificate = certify(eager, lambda image, size: as_prediction(network.names, loaded(image, size)), cases)
         manifest = build_manifest(model, label_space, preprocessing, origin) | {"certificate": certificate}
         os.replace(temporary, folder / "model.ts")
     finally:

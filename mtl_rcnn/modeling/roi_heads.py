@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from mtl_rcnn.modeling.rpn import ignored
 from mtl_rcnn.modeling.sampling import LabelSampler
-from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, RegionTask, RoiTask, full_precision
+from mtl_rcnn.modeling.slots import (
+    DetectorSample,
+    DetectorTask,
+    Features,
+    LossParts,
+    RegionTask,
+    RoiTask,
+    full_precision,
+)
 
 REGION_STAGE = 1
 

@@ -190,7 +190,9 @@ class DetectionTask(DetectorTask):
         }
 
     def _classification(self, logits: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:
-        labelled = torch.cat([image.labelled_classes for image in regions] or [logits.new_ones(0, self.num_classes).bool()])
+        labelled = torch.cat(
+            [image.labelled_classes for image in regions] or [logits.new_ones(0, self.num_classes).bool()]
+        )
         if bool(labelled.all()):
             return F.cross_entropy(logits, classes, reduction="sum")
         # A background region of a dataset that does not label every class may be of an unlabelled one:

@@ -94,7 +94,9 @@ def read_schemas(
             continue
         users = [name, *(user for user, owner in shared.items() if owner == name)]
         start = schemas[-1].channels.stop if schemas else 0
-        schemas.append(_schema(category, [label_space.classes.index(user) for user in users], start, flip_pairs.get(name)))
+        schemas.append(
+            _schema(category, [label_space.classes.index(user) for user in users], start, flip_pairs.get(name))
+        )
     _check_shared(categories, shared)
     if not schemas:
         raise ConfigError(
@@ -398,7 +400,9 @@ def _mirror(names: Sequence[str], pairs: Sequence[Sequence[str]], class_name: st
     mirror = list(range(len(names)))
     for left, right in pairs:
         if left not in names or right not in names:
-            raise ConfigError(f"flip pair ({left}, {right}) of class '{class_name}': its keypoints are {', '.join(names)}")
+            raise ConfigError(
+                f"flip pair ({left}, {right}) of class '{class_name}': its keypoints are {', '.join(names)}"
+            )
         a, b = names.index(left), names.index(right)
         mirror[a], mirror[b] = b, a
     return tuple(mirror)
@@ -408,7 +412,9 @@ def _check_shared(categories: Mapping[str, Mapping[str, Any]], shared: Mapping[s
     for user, owner in shared.items():
         own = categories[user].get("keypoints")
         if not categories[owner].get("keypoints") or (own and list(own) != list(categories[owner]["keypoints"])):
-            raise ConfigError(f"class '{user}' cannot share the keypoint schema of '{owner}': their keypoint names differ")
+            raise ConfigError(
+                f"class '{user}' cannot share the keypoint schema of '{owner}': their keypoint names differ"
+            )
 
 
 def _mean_of(per_schema: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:

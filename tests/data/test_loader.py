@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -105,8 +108,20 @@ def test_label_fault_comes_out_as_its_own_one_line(toy: Toy, workers: int):
 def test_bug_in_a_target_names_the_image(toy: Toy, workers: int):
     space = LabelSpace(({"name": "x"},))
     setup = _Setup(toy, targets={"faulty": FaultyTarget("faulty", space, image_id=13, bug=True)})
-    with pytest.raises(RuntimeError, match=r"13\.png \(dataset 'toy', image id 13\): KeyError: 'forgotten'"):
+    with pytest.raises(RuntimeError, match=r"13\.png \(dataset 'toy', image id 13\): KeyError: 'forgotten'") as raised:
         _take(setup.train(workers=workers), 6)
+    assert "standin_targets.py" in str(raised.value)
+
+
+def test_workers_end_soon_after_an_error(toy: Toy):
+    space = LabelSpace(({"name": "x"},))
+    setup = _Setup(toy, targets={"faulty": FaultyTarget("faulty", space, image_id=13, bug=True)})
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError):
+        _take(setup.train(workers=2), 6)
+    gc.collect()
+    assert not multiprocessing.active_children()
+    assert time.perf_counter() - start < 5
 
 
 def test_unreadable_image_raises_by_default(toy: Toy, workers: int):

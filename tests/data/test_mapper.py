@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from PIL import Image, ImageFile
 from standin_targets import FaultyTarget, standin_targets
 from toy import Toy
@@ -17,7 +19,7 @@ from toy import Toy
 from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.mapper import Mapper, read_image
+from mtl_rcnn.data.mapper import Mapper, read_image, seeded
 from mtl_rcnn.data.target import Record, valid_mask
 from mtl_rcnn.data.transforms import RandomAffine
 from mtl_rcnn.errors import ConfigError, DataError, UnreadableImageError
@@ -94,6 +96,30 @@ def test_sample_is_a_function_of_seed_index_and_attempt(toy: Toy):
         Mapper(standin_targets(space), AUGMENTATIONS, seed=2)(records[0], 3),
     ]
     assert not any(other["image"].shape == sample["image"].shape and _equal(sample, other) for other in others)
+
+
+def test_image_and_boxes_equal_detectron2s_mapper(toy: Toy):
+    records, space = _read(toy)
+    augmentations = [T.ResizeShortestEdge((60, 90), 200), T.RandomFlip(0.5), T.RandomCrop("relative_range", (0.7, 0.7))]
+    theirs = DatasetMapper(is_train=True, augmentations=augmentations, image_format="BGR")
+    ours = Mapper({"boxes": standin_targets(space)["boxes"]}, augmentations, seed=4)
+    for index, record in enumerate(records):
+        boxes_only = [
+            {
+                # As floats: Detectron2 rounds the moved corners of a box whose numbers are integers.
+                "bbox": [float(number) for number in a["bbox"]],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": a["category_id"],
+                "iscrowd": a["iscrowd"],
+            }
+            for a in record["annotations"]
+        ]
+        with seeded(4, index, 0):
+            expected = theirs({**record, "annotations": boxes_only})
+        sample = ours(record, index)
+        assert torch.equal(sample["image"], expected["image"])
+        assert torch.equal(sample["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+        assert torch.equal(sample["instances"].gt_classes, expected["instances"].gt_classes)
 
 
 def test_global_generators_are_left_alone(toy: Toy):

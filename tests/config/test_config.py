@@ -1,0 +1,150 @@
+"""Mistakes in a configuration are told in one line, before torch is imported; a YAML cannot run code of its own choice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.data.transforms import RandomFlip
+from omegaconf import DictConfig, OmegaConf
+
+from mtl_rcnn.config import compose, config_root
+from mtl_rcnn.config.diff import config_diff
+from mtl_rcnn.config.resolve import resolve, take_trust_flags
+from mtl_rcnn.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOOL = """
+import sys
+from mtl_rcnn import config
+from mtl_rcnn.errors import DataError
+
+@config.main("train")
+def main(cfg):
+    if cfg.seed == 7:
+        raise DataError("image 3 is broken")
+    print("ran", cfg.seed)
+
+try:
+    main()
+finally:
+    print("torch imported:", "torch" in sys.modules)
+"""
+
+
+def run_tool(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", TOOL, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("solver.max_itr=5", "no key 'solver.max_itr'; did you mean 'solver.max_iter'?"),
+        ("modle=resnet50_fpn", "no key 'modle'; did you mean 'model'?"),
+        ("model=resnet51", "no model 'resnet51'; did you mean 'resnet50_fpn'?"),
+        ("tasks=[detektion]", "no tasks 'detektion'; did you mean 'detection'? available: detection"),
+        ("tasks.mask.norm=GN", "'mask' is not selected in tasks, so the key has no use"),
+        ("+tasks.mask.norm=GN", "the task 'mask' is not selected"),
+        ("solver.max_iter=0", "solver.max_iter=0: expected a whole number of at least 1"),
+        ("solver.batch_size=two", "solver.batch_size=two: expected a whole number"),
+        ("data=base", "data.root has no value"),
+        ("+hook._target_=os.system", "the package 'os' is not trusted"),
+    ],
+)
+def test_a_mistake_is_one_line_and_comes_before_torch(override: str, said: str) -> None:
+    if "mask" in override and os.environ.get("MTL_RCNN_TEST_WITHOUT") == "mask":
+        pytest.skip("this copy of the project has no task mask")
+    status, out, err = run_tool(override)
+    assert status == 2
+    assert said in err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert "torch imported: False" in out
+
+
+def test_an_error_of_the_tool_itself_is_one_line_too() -> None:
+    status, _, err = run_tool("seed=7")
+    assert (status, err) == (2, "error: image 3 is broken\n")
+
+
+def test_hydras_own_features_work(tmp_path: Path) -> None:
+    assert "ran 3" in run_tool("seed=3")[1]
+    assert "max_iter: 90000" in run_tool("--cfg", "job")[1]
+    status, out, err = run_tool("-m", "seed=3,4", f"hydra.sweep.dir={tmp_path}")
+    assert status == 0, err
+    assert "ran 3" in out
+    assert "ran 4" in out
+    assert not (ROOT / ".hydra").exists()
+
+
+def compose_or_skip(overrides: list[str]) -> DictConfig:
+    """An experiment may need a task that a copy of the project without it (see test_deleted_task.py) cannot have."""
+    try:
+        return compose("train", overrides)
+    except ConfigError as error:
+        if "MTL_RCNN_TEST_WITHOUT" in os.environ and f"no tasks '{os.environ['MTL_RCNN_TEST_WITHOUT']}'" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_composes(path: Path) -> None:
+    group = path.parent.name
+    if group == "configs":
+        overrides = ["run=x"] if path.stem in ("evaluate", "export") else []
+        overrides += ["network=x", "input=x"] if path.stem == "predict" else []
+        assert compose(path.stem, overrides)
+    elif group == "tasks":
+        assert compose("train", [f"tasks=[{path.stem}]"]).tasks[path.stem]._target_
+    elif path.stem != "base":
+        assert compose_or_skip([f"{group}={path.stem}"]).solver.max_iter > 0
+
+
+def test_an_experiment_that_sets_a_task_the_user_deselects_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntasks: {mask: {norm: GN}}\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    with pytest.raises(ConfigError, match="experiment=mine sets tasks.mask, but the task 'mask' is not selected"):
+        compose("train", [search, "experiment=mine", "tasks=[detection]"])
+
+
+def test_the_difference_against_the_defaults_names_what_was_changed() -> None:
+    changes = {entry.key: (entry.default, entry.value) for entry in config_diff(compose("train", ["solver.lr=0.5"]))}
+    assert changes.pop("solver.lr") == (0.02, 0.5)
+    assert set(changes) <= {"output_dir"}  # holds the time
+
+
+def test_code_is_resolved_from_trusted_packages_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from detectron2.data.transforms import Augmentation
+
+    assert resolve("detectron2.data.transforms.RandomFlip", Augmentation, "k") is RandomFlip
+    with pytest.raises(ConfigError, match=r"k=detectron2.data.transforms.RandomFli: .* has no RandomFli"):
+        resolve("detectron2.data.transforms.RandomFli", Augmentation, "k")
+    with pytest.raises(ConfigError, match="expected a subclass of"):
+        resolve("detectron2.structures.Boxes", Augmentation, "k")
+    (tmp_path / "strange.py").write_text("raise SystemExit('was run')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="package 'strange' is not trusted.*--trust strange"):
+        resolve("strange.Thing", object, "k")
+    monkeypatch.setenv("MTL_RCNN_TRUST", "strange")
+    with pytest.raises(SystemExit, match="was run"):
+        resolve("strange.Thing", object, "k")
+
+
+def test_trust_comes_from_the_command_line_and_never_from_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_RCNN_TRUST", "")
+    assert take_trust_flags(["tool", "--trust", "one", "seed=1", "--trust=two"]) == ["tool", "seed=1"]
+    assert os.environ["MTL_RCNN_TRUST"] == "one,two"
+
+
+def test_configurations_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (config_root() / "train.yaml").is_file()
+    assert OmegaConf.is_dict(compose("train"))

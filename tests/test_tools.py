@@ -1,0 +1,104 @@
+"""The command line tools, one after the other, as a user runs them; and a killed two-rank run that resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ROOT, run_ranks
+from tiny import NETWORK, TASKS, available_tasks
+from toy import Toy
+
+from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.progress import read_metrics
+
+
+def train_command(toy: Toy, folder: Path, *overrides: str) -> list[str]:
+    data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
+    tasks = available_tasks()
+    return [
+        *("tools/train_net.py", f"tasks=[{','.join(tasks)}]", "data.root=unused", f"data.train=[{data}]"),
+        *(f"data.val=[{data}]", *NETWORK, *(knob for task in tasks for knob in TASKS.get(task, []))),
+        *(f"output_dir={folder}", "device=cpu", "data.workers=0", "threads=1", "solver.steps=[0.9]"),
+        *("solver.batch_size=2", "solver.max_iter=4", "solver.warmup_iters=0", "solver.lr=0.005"),
+        *("data.train_augment.resize.short_edge_length=[48]", "data.test_augment.resize.short_edge_length=48"),
+        *("solver.eval_period=0", "solver.checkpoint_period=2", "solver.log_period=1", *overrides),
+    ]
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_train_evaluate_export_predict_and_look(toy: Toy, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said = run(*train_command(toy, folder, "tasks.detection.score_thresh=0.3"))
+    assert "iter 4/4" in said
+    trained = json.loads((folder / "metrics.json").read_text())
+    run("tools/evaluate.py", f"run={folder}", "device=cpu", "workers=0")
+    assert json.loads((folder / "evaluation" / "metrics.json").read_text()) == trained
+    results = folder / "predictions" / "toy_detection.json"
+    scored = [
+        "tools/evaluate.py",
+        f"run={folder}",
+        f"+results.detection={results}",
+        f"output_dir={tmp_path / 'scored'}",
+    ]
+    run(*scored, "device=cpu", "workers=0")
+    again = json.loads((tmp_path / "scored" / "metrics.json").read_text())
+    assert again == {name: value for name, value in trained.items() if name.startswith("toy/detection/")}
+    run("tools/export_model.py", f"run={folder}", "certificate.min_detections=0")
+    assert {"model.ts", "manifest.json", "runtime.py"} <= {path.name for path in folder.iterdir()}
+    for network in (folder / "model.ts", folder / "model_best.pth"):
+        out = tmp_path / f"predicted_{network.suffix[1:]}"
+        run("tools/predict.py", f"network={network}", f"input={toy.images}", f"output_dir={out}", "score_threshold=0")
+        assert len(list((out / "drawings").iterdir())) == 6
+        assert (out / "predictions" / "images_detection.json").is_file()
+    visualize = [word for word in train_command(toy, folder)[1:] if not word.startswith("output_dir")]
+    run("tools/visualize_data.py", *visualize, "number=4", f"picture={tmp_path / 'data.png'}")
+    assert (tmp_path / "data.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_ranks_resumes_and_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path) -> None:
+    quiet = ["data.val=[]", "solver.max_iter=8", "solver.batch_size=4"]
+    for status, output in run_ranks(train_command(toy, tmp_path / "whole", *quiet), world=2):
+        assert status == 0, output
+    killed = tmp_path / "killed"
+    _kill_after_first_checkpoint(train_command(toy, killed, *quiet), killed)
+    assert not (killed / "model_0000008.pth").exists()
+    for status, output in run_ranks(train_command(toy, killed, *quiet), world=2):
+        assert status == 0, output
+    assert "resuming from" in (killed / "log.txt").read_text()
+    first, second = (checkpoints.load(tmp_path / name / "model_0000008.pth") for name in ("whole", "killed"))
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    momentum = [state["optimizer"]["state"] for state in (first, second)]
+    assert all(torch.equal(momentum[0][i]["momentum_buffer"], momentum[1][i]["momentum_buffer"]) for i in momentum[0])
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(killed / "metrics.jsonl")
+
+
+def _kill_after_first_checkpoint(command: list[str], folder: Path) -> None:
+    """Starts two ranks through torchrun and kills all of them, as a power cut would, once a checkpoint exists."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
+    process = subprocess.Popen(
+        torchrun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while not (folder / "model_0000002.pth").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
