@@ -1,12 +1,14 @@
 """Installs mtl_rcnn; `configs/` and `tools/` travel inside the package, so that a wheel works outside the clone."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="mtl-rcnn",
     version="0.1.0",
     description="Multi-task R-CNN: one shared ResNet-FPN trunk, many tasks, on Detectron2",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -1,1 +1,2 @@
-"""Multi-task R-CNN: one shared ResNet-FPN trunk, many tasks. Import the sub-packages you need: this one imports nothing."""
+"""Multi-task R-CNN: one shared ResNet-FPN trunk, many tasks. Import the sub-packages you need: this one imports
+nothing."""

@@ -1,4 +1,5 @@
-"""The errors a user can cause. Command line tools print their text in one line and exit with status 2; nothing else is hidden."""
+"""The errors a user can cause. Command line tools print their text in one line and exit with status 2; nothing
+else is hidden."""
 
 
 class MtlRcnnError(Exception):

@@ -1,4 +1,5 @@
-"""One rank of tests/test_ddp.py: two steps of box + mask + keypoint on four images of each label pattern; writes the weights."""
+"""One rank of tests/test_ddp.py: two steps of box + mask + keypoint on four images of each label pattern; writes
+the weights."""
 
 from __future__ import annotations
 

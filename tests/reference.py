@@ -1,4 +1,5 @@
-"""Detectron2's own R-CNN with box, mask and keypoint heads, small, with our network's weights and conventions: the reference of tests."""
+"""Detectron2's own R-CNN with box, mask and keypoint heads, small, with our network's weights and conventions: the
+reference of tests."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def detectron2_rcnn(num_classes: int, num_keypoints: int, normalize_by_visible: 
 
 
 def copy_weights(model: MultiTaskRCNN, reference: nn.Module) -> None:
-    """Gives `reference` our weights, through each task's own name map; every parameter and buffer of the reference must be named."""
+    """Gives `reference` our weights, through each task's own name map; every parameter and buffer of the reference
+    must be named."""
     prefixes: dict[str, str] = {"backbone.": "backbone."}
     for task in model.tasks():
         prefixes |= {theirs: ours.format(name=task.name) for theirs, ours in task.detectron2_names.items()}
@@ -74,7 +76,8 @@ def _ours(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def randomise_statistics(model: nn.Module, seed: int) -> None:
-    """Gives every batch norm statistics and every small-initialised layer visible weights, so that nothing hides behind zeros."""
+    """Gives every batch norm statistics and every small-initialised layer visible weights, so that nothing hides
+    behind zeros."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if name.endswith("running_mean"):

@@ -1,4 +1,5 @@
-"""A task that lives in somebody else's folder: one Python file, one YAML, no edit here. It trains, is evaluated and exported."""
+"""A task that lives in somebody else's folder: one Python file, one YAML, no edit here. It trains, is evaluated
+and exported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two gloo ranks with two images each train as one rank with four, whatever is labelled where. No unused-parameter search is needed."""
+"""Two gloo ranks with two images each train as one rank with four, whatever is labelled where. No unused-parameter
+search is needed."""
 
 from __future__ import annotations
 

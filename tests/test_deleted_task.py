@@ -1,4 +1,5 @@
-"""A task has one home: without its Python file and its YAML, the rest trains, is evaluated, exported, and passes its tests."""
+"""A task has one home: without its Python file and its YAML, the rest trains, is evaluated, exported, and passes
+its tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The exported file against the network: certificate, refusal, and a process that has neither Detectron2 nor mtl_rcnn."""
+"""The exported file against the network: certificate, refusal, and a process that has neither Detectron2 nor
+mtl_rcnn."""
 
 from __future__ import annotations
 
@@ -81,8 +82,11 @@ def test_manifest_says_what_goes_in_and_comes_out(exported: Path) -> None:
     assert [entry["name"] for entry in manifest["inputs"]] == ["image", "size"]
     outputs = {entry["name"]: entry["shape"] for entry in manifest["outputs"]}
     assert outputs == {
-        "boxes": "(N, 4)", "scores": "(N,)", "classes": "(N,)",
-        "keypoints": "(N, 3, 3)", "masks": "(N, H, W)",
+        "boxes": "(N, 4)",
+        "scores": "(N,)",
+        "classes": "(N,)",
+        "keypoints": "(N, 3, 3)",
+        "masks": "(N, H, W)",
     }
     assert manifest["classes"] == ["figure", "disc"]
     assert manifest["keypoints"]["figure"]["names"] == ["left_hand", "right_hand", "head"]

@@ -1,4 +1,5 @@
-"""Our box + mask + keypoint network against Detectron2's own GeneralizedRCNN: same weights, batch and draws, difference 0."""
+"""Our box + mask + keypoint network against Detectron2's own GeneralizedRCNN: same weights, batch and draws,
+difference 0."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mtl_rcnn"
 
 ORDER = ("config", "data", "evaluation", "modeling", "visualize", "tasks", "balancing", "engine", "export")
-"""A folder imports only itself and what stands before it. `data` and `evaluation` name the canvas in type hints alone."""
+"""A folder imports only itself and what stands before it. `data` and `evaluation` name the canvas in type hints
+alone."""
 
 
 @pytest.mark.parametrize("folder", ORDER)
@@ -62,6 +63,7 @@ def _imports(tree: ast.AST) -> list[str]:
 
 
 def _literals(path: Path) -> set[str]:
-    """String literals of a file. Identifiers may be words of the field (a canvas draws masks); docstrings and comments may say anything."""
+    """String literals of a file. Identifiers may be words of the field (a canvas draws masks); docstrings and
+    comments may say anything."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}

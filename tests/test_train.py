@@ -92,7 +92,7 @@ def test_bfloat16_trains_and_stays_near_float32(toy: Toy, tmp_path: Path) -> Non
 
 def test_a_changed_seed_or_batch_is_refused_on_resume(toy: Toy, tmp_path: Path) -> None:
     train(toy_config(toy, tmp_path / "run", "data.val=[]", "solver.max_iter=2"))
-    with pytest.raises(ConfigError, match="seed=1: .* was trained with 0"):
+    with pytest.raises(ConfigError, match=r"seed=1: .* was trained with 0"):
         train(toy_config(toy, tmp_path / "run", "data.val=[]", "seed=1"))
     with pytest.raises(ConfigError, match="holds a run already"):
         train(toy_config(toy, tmp_path / "run", "data.val=[]", "checkpoint.resume=false"))
@@ -150,7 +150,7 @@ def test_a_declared_label_that_is_missing_is_an_error_before_training(toy: Toy, 
     cfg = toy_config(toy, tmp_path / "run")
     with open_dict(cfg):
         cfg.data.train[0].tasks = ["detection", "mask"]
-    with pytest.raises(DataError, match="image 12, annotation 104 has no 'segmentation'.*declares the task 'mask'"):
+    with pytest.raises(DataError, match=r"image 12, annotation 104 has no 'segmentation'.*declares the task 'mask'"):
         train(cfg)
 
 

@@ -1,4 +1,5 @@
-"""Installs requirements.txt into the Python that runs this, keeping an official Detectron2 that is already there. Used by `make setup`."""
+"""Installs requirements.txt into the Python that runs this, keeping an official Detectron2 that is already there.
+Used by `make setup`."""
 
 from __future__ import annotations
 

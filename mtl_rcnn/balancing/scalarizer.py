@@ -23,8 +23,10 @@ class Scalarizer(nn.Module):
         """The scalar to minimise.
 
         Args:
-            losses: "task/part" -> scalar, divided by its count over all ranks; 0 and connected to the graph for an absent task.
-            valid: task -> whether any image of the global batch is labelled for it. An absent task is not a task with loss 0.
+            losses: "task/part" -> scalar, divided by its count over all ranks; 0 and connected to the graph for an
+                absent task.
+            valid: task -> whether any image of the global batch is labelled for it. An absent task is not a task
+                with loss 0.
         """
         raise NotImplementedError
 

@@ -1,4 +1,5 @@
-"""Configuration: composition by Hydra, checks before anything heavy is imported, and which code a configuration may name.
+"""Configuration: composition by Hydra, checks before anything heavy is imported, and which code a configuration
+may name.
 
 Nothing here imports torch.
 """

@@ -18,8 +18,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuses a configuration that cannot be run.
 
     Raises:
-        ConfigError: a task that has settings but is not selected, a value that was left open, a `_target_` outside the trusted
-            packages, a number out of range; names the key.
+        ConfigError: a task that has settings but is not selected, a value that was left open, a `_target_` outside
+            the trusted packages, a number out of range; names the key.
     """
     for name, node in cfg.get("tasks", {}).items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
@@ -38,7 +38,8 @@ def _stub(name: str, overrides: Sequence[str]) -> str:
     mine = [entry for entry in overrides if entry.lstrip("+").startswith(f"tasks.{name}")]
     source = mine[0] if mine else next((entry for entry in overrides if entry.startswith("experiment=")), "a YAML file")
     return (
-        f"{source} sets tasks.{name}, but the task '{name}' is not selected: select it (tasks=[..., {name}]) or remove the setting "
+        f"{source} sets tasks.{name}, but the task '{name}' is not selected: select it (tasks=[..., {name}]) or "
+        f"remove the setting "
         f"(~tasks.{name})"
     )
 

@@ -32,9 +32,10 @@ EXIT_STATUS = 2
 def main(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes a function of a configuration a command line tool, as `hydra.main` does, with all of Hydra's features.
 
-    A key, group or value that cannot be composed, a configuration that `check` refuses, and any `MtlRcnnError` of the function itself
-    print one line, `error: ...`, and end with status 2; other exceptions keep their traceback. `--trust PACKAGE` (repeatable) lets
-    `_target_` name classes of that package.
+    A key, group or value that cannot be composed, a configuration that `check` refuses, and any `MtlRcnnError` of
+    the function itself
+    print one line, `error: ...`, and end with status 2; other exceptions keep their traceback. `--trust PACKAGE`
+    (repeatable) lets `_target_` name classes of that package.
 
     Args:
         config_name: root configuration in `config_root()`.

@@ -1,7 +1,8 @@
-"""Which code a configuration may name: classes of known interfaces in trusted packages. A YAML file cannot run anything else.
+"""Which code a configuration may name: classes of known interfaces in trusted packages. A YAML file cannot run
+anything else.
 
-Trusted are this package, Detectron2 where a caller asks for its classes, and what the command line (`--trust PACKAGE`) or the
-environment (`MTL_RCNN_TRUST=package,package`) names. A YAML cannot extend the list.
+Trusted are this package, Detectron2 where a caller asks for its classes, and what the command line (`--trust
+PACKAGE`) or the environment (`MTL_RCNN_TRUST=package,package`) names. A YAML cannot extend the list.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def resolve(path: str, base: type[T], key: str) -> type[T]:
         key: where it stands in the configuration, for messages.
 
     Raises:
-        ConfigError: an untrusted package (nothing is imported then), a module or class that does not exist, another kind of class.
+        ConfigError: an untrusted package (nothing is imported then), a module or class that does not exist,
+            another kind of class.
     """
     check_trusted(path, key)
     module_name, _, name = path.rpartition(".")
@@ -61,7 +63,8 @@ def trusted() -> tuple[str, ...]:
 
 
 def take_trust_flags(arguments: Sequence[str]) -> list[str]:
-    """Removes every `--trust PACKAGE` from a command line and adds the packages to the environment, which child processes see."""
+    """Removes every `--trust PACKAGE` from a command line and adds the packages to the environment, which child
+    processes see."""
     kept: list[str] = []
     words = iter(arguments)
     for word in words:

@@ -1,1 +1,2 @@
-"""Data: catalog -> records -> label space -> mapper (augment once, ask each task's Target) -> batch planner -> loader."""
+"""Data: catalog -> records -> label space -> mapper (augment once, ask each task's Target) -> batch planner ->
+loader."""

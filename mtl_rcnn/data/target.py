@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 """One image, as Detectron2's dataset dict, from `data.coco`:
     file_name: str, height: int, width: int (pixels), image_id: int | str, dataset: str
-    annotations: list of COCO annotations with every raw field kept; `category_id` is the contiguous class index of the label
-        space, `bbox` is [x, y, w, h] in pixels, `id` the annotation's id, `iscrowd` 0 or 1
+    annotations: list of COCO annotations with every raw field kept; `category_id` is the contiguous class index of
+        the label space, `bbox` is [x, y, w, h] in pixels, `id` the annotation's id, `iscrowd` 0 or 1
     tasks: tuple of the task names the dataset declares to label, or None ("auto": whatever its annotations carry)
     classes: tuple of the class indices that the dataset labels (others may be visible but are not annotated)
     category_ids: tuple, for each of `classes` the dataset's own category id (results files speak of these)
@@ -32,7 +32,8 @@ Record = Mapping[str, Any]
 Sample = dict[str, Any]
 """What the mapper makes of a record, and what the network gets (a batch is a list of samples):
     image: (3, H, W) uint8 in the model's channel order, network frame (after augmentation)
-    height, width: original size in pixels; image_id, file_name, dataset: of the record; sample_index: int, position n in the stream
+    height, width: original size in pixels; image_id, file_name, dataset: of the record; sample_index: int,
+        position n in the stream
     labelled: dict task name -> bool, whether this image is labelled for the task
     instances: Detectron2 Instances in the network frame with every instance task's `gt_*` fields
     ignore_boxes: (M, 4) XYXY boxes whose inside is neither object nor background (crowds under `crowd: ignore`)
@@ -42,8 +43,8 @@ Samples made without labels (evaluation) hold only image, height, width, image_i
 """
 
 Prediction = dict[str, Tensor]
-"""One image's predictions as named tensors in the original image's frame, e.g. boxes (N, 4) XYXY pixels, scores (N,), classes (N,),
-masks (N, H, W) bool. Instance tasks share the rows of `boxes`."""
+"""One image's predictions as named tensors in the original image's frame, e.g. boxes (N, 4) XYXY pixels, scores
+(N,), classes (N,), masks (N, H, W) bool. Instance tasks share the rows of `boxes`."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,13 @@ class Target(ABC):
 
     @abstractmethod
     def check(self, record: Record) -> Coverage:
-        """Validates a record's labels once, before training. Raises DataError naming file, image id and annotation id."""
+        """Validates a record's labels once, before training. Raises DataError naming file, image id and annotation
+        id."""
 
     @abstractmethod
     def as_prediction(self, sample: Sample) -> Prediction:
-        """The sample's labels in the form of a prediction (same frame as the sample), for drawing and for checking evaluators.
+        """The sample's labels in the form of a prediction (same frame as the sample), for drawing and for checking
+        evaluators.
 
         Instance tasks return rows aligned with `sample["instances"]`.
         """
@@ -92,7 +95,8 @@ class InstanceTarget(Target):
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
     ) -> dict[str, Any] | None:
-        """Labels of the record's kept annotations, in their order, moved by `geometry`; None if the image is not labelled.
+        """Labels of the record's kept annotations, in their order, moved by `geometry`; None if the image is not
+        labelled.
 
         Returns Instances fields of length N = len(annotations), each named `gt_*`. A task other than the detector adds
         `gt_has_<name>`: (N,) bool, False where the instance carries no label of this task; the other fields then hold a

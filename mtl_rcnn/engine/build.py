@@ -1,4 +1,5 @@
-"""From the composed configuration to targets, the network and evaluators. Tasks are named by the configuration alone."""
+"""From the composed configuration to targets, the network and evaluators. Tasks are named by the configuration
+alone."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _SLOTS = (DetectorTask, RoiTask, ImageTask)
 
 
 def task_classes(cfg: DictConfig) -> dict[str, type[Task]]:
-    """The selected tasks in slot order (detector, RoI, image), by name within a slot: the order of the YAML does not matter."""
+    """The selected tasks in slot order (detector, RoI, image), by name within a slot: the order of the YAML does
+    not matter."""
     classes = {name: resolve(node["_target_"], Task, f"tasks.{name}._target_") for name, node in cfg.tasks.items()}
     slots = {name: _slot(name, cls) for name, cls in classes.items()}
     if list(slots.values()).count(0) > 1:

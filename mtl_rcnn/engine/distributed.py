@@ -139,7 +139,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives every rank rank 0's buffers (such as batch norm's statistics, of which each rank has its own after a step)."""
+    """Gives every rank rank 0's buffers (such as batch norm's statistics, of which each rank has its own after a
+    step)."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

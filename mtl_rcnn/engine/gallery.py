@@ -38,7 +38,8 @@ def write_gallery(path: Path, predictor: Predictor, number: int = 12, threshold:
 
 
 def visualize_data(cfg: DictConfig) -> Path:
-    """Draws what the loader feeds (`configs/visualize_data.yaml`): images as the network gets them, each task's labels on top."""
+    """Draws what the loader feeds (`configs/visualize_data.yaml`): images as the network gets them, each task's
+    labels on top."""
     datasets, label_space = train_datasets(cfg)
     training = cfg.split == "train"
     chosen = datasets if training else val_datasets(cfg, label_space)

@@ -1,4 +1,5 @@
-"""From loss sums and counts on each rank to losses whose gradients, averaged over the ranks, are those of one process."""
+"""From loss sums and counts on each rank to losses whose gradients, averaged over the ranks, are those of one
+process."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ class ReducedLosses:
     """Losses of one step.
 
     Attributes:
-        losses: "task/part" -> sum * world / max(count over ranks, 1): what this rank back-propagates. DDP's mean over the ranks of
-            its gradient is the gradient of the global sum divided by the global count.
+        losses: "task/part" -> sum * world / max(count over ranks, 1): what this rank back-propagates. DDP's mean
+            over the ranks of its gradient is the gradient of the global sum divided by the global count.
         values: "task/part" -> global sum / global count, the same on every rank, for the log.
         valid: task -> whether any image of the global batch is labelled for it.
         faulty_ranks: ranks on which some sum is not finite.
@@ -32,7 +33,8 @@ class ReducedLosses:
 
 
 def reduce_losses(sums: Losses, samples: Sequence[Sample], ranks: Ranks) -> ReducedLosses:
-    """Forms the losses of this step with one reduction over the ranks. Every rank has the same keys, whatever its labels.
+    """Forms the losses of this step with one reduction over the ranks. Every rank has the same keys, whatever its
+    labels.
 
     Args:
         sums: {"task/part": (sum, count)} of this rank.

@@ -74,7 +74,8 @@ class ProgressWriter:
 
     Args:
         max_iter: iterations of the whole run.
-        groups: show the scalars `<group>/<name>` of these groups (the tasks), None: of all. Names without a slash always.
+        groups: show the scalars `<group>/<name>` of these groups (the tasks), None: of all. Names without a slash
+            always.
         console: where to; standard output by default.
     """
 

@@ -31,7 +31,8 @@ def open_run(cfg: DictConfig, ranks: Ranks) -> Path:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if ranks.device.type == "cpu":
-        # Parallel accumulation of gradients is not reproducible on the CPU unless asked for; what has no such version only warns.
+        # Parallel accumulation of gradients is not reproducible on the CPU unless asked for; what has no such
+        # version only warns.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return folder

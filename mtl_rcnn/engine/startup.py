@@ -15,7 +15,8 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
 def startup_report(cfg: DictConfig, labels: Sequence[LabelRow], model: MultiTaskRCNN, ranks: Ranks) -> str:
-    """Configuration against the defaults, dataset x task label table, parameters by part, effective batch and learning rate."""
+    """Configuration against the defaults, dataset x task label table, parameters by part, effective batch and
+    learning rate."""
     images = sum({row.dataset: row.images for row in labels}.values())
     return "\n\n".join(
         [
@@ -55,7 +56,8 @@ def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
     share = solver.batch_size // ranks.world
     epochs = solver.max_iter * solver.batch_size / max(images, 1)
     return (
-        f"batch {ranks.world} ranks x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} iterations "
+        f"batch {ranks.world} ranks x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} "
+        f"iterations "
         f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
     )
 

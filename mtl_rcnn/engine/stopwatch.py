@@ -60,9 +60,10 @@ class Stopwatch:
         """What there is to tell after `iteration` steps.
 
         Returns:
-            Of the steps since the last call: `img_per_s`, `iteration_s`, `data_share` (part of the time spent waiting for
-            batches, in [0, 1]). Besides `memory_bytes`, the most so far (PyTorch's tensors on a GPU, else this process), and
-            `eta_s`, from the mean step. Without a step only the memory.
+            Of the steps since the last call: `img_per_s`, `iteration_s`, `data_share` (part of the time spent
+            waiting for
+            batches, in [0, 1]). Besides `memory_bytes`, the most so far (PyTorch's tensors on a GPU, else this
+            process), and `eta_s`, from the mean step. Without a step only the memory.
         """
         timings: dict[str, float] = {}
         if self._seconds > 0:

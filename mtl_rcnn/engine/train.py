@@ -131,7 +131,8 @@ def resolved(cfg: DictConfig) -> DictConfig:
 
 
 def check_expected(metrics: Mapping[str, Metric], expected: Mapping[str, Any]) -> None:
-    """Compares metrics with `expected: {name: [value, tolerance]}`. Raises TrainingError naming those that fall short."""
+    """Compares metrics with `expected: {name: [value, tolerance]}`. Raises TrainingError naming those that fall
+    short."""
     short = []
     for name, (value, tolerance) in expected.items():
         if name not in metrics:

@@ -92,7 +92,8 @@ class Trainer(TrainerBase):
             with torch.autocast(self.ranks.device.type, dtype=self.precision or torch.bfloat16, enabled=enabled):
                 return self.model(samples)
         except FloatingPointError as error:
-            # Proposals that are not finite stop this rank before the losses: the others learn of it through `fail_together`.
+            # Proposals that are not finite stop this rank before the losses: the others learn of it through
+            # `fail_together`.
             raise TrainingError(self._describe_failure(samples, str(error))) from error
 
     def _fail(self, samples: Sequence[Sample], fault: str) -> None:
@@ -110,7 +111,8 @@ class Trainer(TrainerBase):
         save_replay(path, self.network, samples, self.iter, config, label_space)
         images = ", ".join(f"{sample['dataset']}/{sample['image_id']}" for sample in samples)
         return (
-            f"iteration {self.iter}, rank {self.ranks.rank}: {fault}; images: {images}; lr {self.schedule.at(self.iter):.3g} "
+            f"iteration {self.iter}, rank {self.ranks.rank}: {fault}; images: {images}; lr "
+            f"{self.schedule.at(self.iter):.3g} "
             f"(lower solver.lr or set solver.clip_gradients if no image is at fault); "
             f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
         )

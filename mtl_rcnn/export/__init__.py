@@ -1,1 +1,2 @@
-"""Export: one traced file per network, a manifest that explains it, and a certificate that it computes what the network does."""
+"""Export: one traced file per network, a manifest that explains it, and a certificate that it computes what the
+network does."""

@@ -1,4 +1,5 @@
-"""The certificate of an exported network: on given inputs it predicts what the network itself predicts, or it is not written."""
+"""The certificate of an exported network: on given inputs it predicts what the network itself predicts, or it is
+not written."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[di
     """Compares both networks on every case; the comparison as plain JSON values, one entry per case.
 
     Raises:
-        ExportError: a case on which they differ: another number or order of detections, floats by more than 1e-4, masks by more
-            than 1e-5 of their pixels.
+        ExportError: a case on which they differ: another number or order of detections, floats by more than 1e-4,
+            masks by more than 1e-5 of their pixels.
     """
     report, faults = [], []
     for case in cases:

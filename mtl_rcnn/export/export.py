@@ -44,7 +44,8 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 
 
 def preprocessing(cfg: DictConfig) -> dict[str, Any]:
-    """How the exported network's input is made of an image: the test augmentation in words that `runtime.py` can follow.
+    """How the exported network's input is made of an image: the test augmentation in words that `runtime.py` can
+    follow.
 
     Raises:
         ConfigError: a test augmentation other than one shortest-edge resize.

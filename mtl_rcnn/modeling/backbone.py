@@ -27,7 +27,8 @@ def build_resnet_fpn(
 
     Args:
         depth: 18, 34, 50 or 101.
-        norm: "FrozenBN" (constant statistics of pretrained weights), "BN", "SyncBN" or "GN". From scratch, FrozenBN normalises
+        norm: "FrozenBN" (constant statistics of pretrained weights), "BN", "SyncBN" or "GN". From scratch,
+            FrozenBN normalises
             nothing: say BN or GN there.
         freeze_at: how many leading stages are constant: 0 none, 1 the stem, 2 the stem and res2.
         stride_in_1x1: where the bottleneck's stride is: True for MSRA's original weights, False for torchvision's.

@@ -23,7 +23,8 @@ Losses = dict[str, tuple[Tensor, Tensor]]
 class MultiTaskRCNN(nn.Module):
     """A shared trunk under any number of tasks.
 
-    Training: `forward(samples) -> (losses, logs)`. Inference: `forward(samples) -> list[Prediction]`, one per image, in the original
+    Training: `forward(samples) -> (losses, logs)`. Inference: `forward(samples) -> list[Prediction]`, one per
+        image, in the original
     image's frame.
 
     Args:
@@ -79,7 +80,8 @@ class MultiTaskRCNN(nn.Module):
         return {f"{task}/{part}": value for task, parts in by_task.items() for part, value in parts.items()}, logs
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """One prediction per image, in its original frame (`height` and `width` of the sample; else the image's own size)."""
+        """One prediction per image, in its original frame (`height` and `width` of the sample; else the image's
+        own size)."""
         images = [sample["image"] for sample in samples]
         sizes = [
             torch.tensor([sample.get("height", image.shape[-2]), sample.get("width", image.shape[-1])])

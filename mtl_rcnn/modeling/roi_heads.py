@@ -93,7 +93,8 @@ class MultiTaskROIHeads(ROIHeads):
         return rows | self.describe(features, rows)
 
     def describe(self, features: Features, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What every RoI slot says of given detections: `rows` holds boxes (N, 4), classes (N,), image_index (N,) in image order."""
+        """What every RoI slot says of given detections: `rows` holds boxes (N, 4), classes (N,), image_index (N,)
+        in image order."""
         batch = next(iter(features.values())).shape[0]
         per_image = [Boxes(rows["boxes"][rows["image_index"] == index]) for index in range(batch)]
         described: dict[str, Tensor] = {}
@@ -103,14 +104,16 @@ class MultiTaskROIHeads(ROIHeads):
         return described
 
     def pool(self, task: RegionTask, features: Features, boxes: list[Boxes]) -> Tensor:
-        """(R, C, S, S) features of all images' boxes, in float32: bfloat16 cannot hold coordinates above 256 pixels exactly."""
+        """(R, C, S, S) features of all images' boxes, in float32: bfloat16 cannot hold coordinates above 256
+        pixels exactly."""
         return self.poolers[task.name]([full_precision(features[name]) for name in task.in_features], boxes)
 
     @torch.no_grad()
     def label_regions(self, proposals: Instances, sample: DetectorSample) -> Instances:
         """Draws the regions of one image that train, and gives each the labels of the instance it is matched to.
 
-        Returns Instances with `proposal_boxes`, `gt_classes` (`num_classes` is background) and, unless the image has no instance,
+        Returns Instances with `proposal_boxes`, `gt_classes` (`num_classes` is background) and, unless the image
+        has no instance,
         every `gt_*` field of the instances. Ground-truth boxes are among the candidates, as in Detectron2.
         """
         truth = sample.instances

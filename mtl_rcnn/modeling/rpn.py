@@ -1,4 +1,5 @@
-"""Region proposals: Detectron2's RPN with keyed sampling, ignored regions, partly labelled classes, and sums for losses."""
+"""Region proposals: Detectron2's RPN with keyed sampling, ignored regions, partly labelled classes, and sums for
+losses."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ IGNORE_OVERLAP = 0.5
 class ProposalNetwork(RPN):
     """Faster R-CNN's region proposal network over a pyramid, one anchor size per level.
 
-    Differs from its base in four points: anchors are drawn by a `LabelSampler`; anchors in ignored regions are neither positive nor
+    Differs from its base in four points: anchors are drawn by a `LabelSampler`; anchors in ignored regions are
+    neither positive nor
     negative; an image of which only some classes are labelled gives no negatives; losses are sums with counts
     (256 anchors per labelled image, as in Detectron2).
     """
@@ -73,7 +75,8 @@ class ProposalNetwork(RPN):
     def forward(
         self, images: ImageList, features: Features, samples: Sequence[DetectorSample] | None = None
     ) -> tuple[list[Instances], LossParts]:
-        """Proposals of every image; with `samples` (one per image, possibly none at all) also the losses `rpn_cls`, `rpn_loc`."""
+        """Proposals of every image; with `samples` (one per image, possibly none at all) also the losses
+        `rpn_cls`, `rpn_loc`."""
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(levels)
         logits, deltas = self.rpn_head(levels)

@@ -13,7 +13,8 @@ class LabelSampler:
     """Draws positives and negatives as Detectron2's `subsample_labels` does, from a stream of its own.
 
     Args:
-        mode: "keyed" draws from a generator seeded by (seed, sample index, stage), so that a resumed or differently distributed
+        mode: "keyed" draws from a generator seeded by (seed, sample index, stage), so that a resumed or
+            differently distributed
             run draws the same; "global" uses torch's global generator in Detectron2's order, for parity with it.
         seed: of the run.
     """

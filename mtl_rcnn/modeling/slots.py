@@ -1,8 +1,9 @@
 """The network side of a task: three kinds of slots in one trunk, each with one signature.
 
-The trunk calls slots in a fixed order: the detector makes boxes, RoI tasks work on them (in training on sampled proposals, at test
-time on the detections), image tasks work on the pyramid itself. Tasks return loss sums with counts, never means: only the engine
-knows the other ranks, and only `balancing` knows weights.
+The trunk calls slots in a fixed order: the detector makes boxes, RoI tasks work on them (in training on sampled
+proposals, at test
+time on the detections), image tasks work on the pyramid itself. Tasks return loss sums with counts, never means:
+only the engine knows the other ranks, and only `balancing` knows weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from mtl_rcnn.data.target import Target
 from mtl_rcnn.evaluation.evaluator import Evaluator
 
 LossParts = dict[str, tuple[Tensor, Tensor]]
-"""{part: (sum, count)}: unweighted sum of a loss and the number it is to be divided by (both scalars); the same keys at every step."""
+"""{part: (sum, count)}: unweighted sum of a loss and the number it is to be divided by (both scalars); the same
+keys at every step."""
 
 Features = Mapping[str, Tensor]
 """{"p2": (B, C, H/4, W/4), ...}"""
@@ -51,7 +53,8 @@ class Task(nn.Module):
     loss_parts: ClassVar[tuple[str, ...]]
     """Keys of `losses`, the same at every step."""
     detectron2_names: ClassVar[Mapping[str, str]] = {}
-    """Prefixes of this task's parameters in Detectron2's R-CNNs -> prefixes here (the whole network's names, `{name}` is the task's)."""
+    """Prefixes of this task's parameters in Detectron2's R-CNNs -> prefixes here (the whole network's names,
+    `{name}` is the task's)."""
 
     def __init__(self, name: str, label_space: LabelSpace, features: Mapping[str, ShapeSpec]) -> None:
         super().__init__()
@@ -99,7 +102,8 @@ class DetectorTask(RegionTask):
     def propose(
         self, images: ImageList, features: Features, samples: Sequence[DetectorSample] | None
     ) -> tuple[list[Instances], LossParts]:
-        """Class-free proposals of B images, with `proposal_boxes` and `objectness_logits`; with losses if `samples` are given."""
+        """Class-free proposals of B images, with `proposal_boxes` and `objectness_logits`; with losses if
+        `samples` are given."""
         raise NotImplementedError
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +117,8 @@ class DetectorTask(RegionTask):
     def decode(
         self, raw: tuple[Tensor, Tensor], boxes: list[Tensor], image_sizes: list[Tensor] | list[tuple[int, int]]
     ) -> dict[str, Tensor]:
-        """Detections of all images: boxes (N, 4) network frame, scores (N,), classes (N,), image_index (N,), in image order."""
+        """Detections of all images: boxes (N, 4) network frame, scores (N,), classes (N,), image_index (N,), in
+        image order."""
         raise NotImplementedError
 
 
@@ -138,7 +143,8 @@ class RoiTask(RegionTask):
     """A slot that works on regions."""
 
     def select(self, regions: list[Instances]) -> list[Instances]:
-        """The regions of each image that train this task: foreground, and matched to an instance that carries its label."""
+        """The regions of each image that train this task: foreground, and matched to an instance that carries its
+        label."""
         return [self._annotated_foreground(image) for image in regions]
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -150,8 +156,8 @@ class RoiTask(RegionTask):
 
         Args:
             raw: output of `forward` on the R selected regions of all images.
-            regions: per image, the selected regions with `proposal_boxes`, `gt_classes` and every `gt_*` field of the instance each
-                is matched to; images without regions may lack the fields.
+            regions: per image, the selected regions with `proposal_boxes`, `gt_classes` and every `gt_*` field of
+                the instance each is matched to; images without regions may lack the fields.
         """
         raise NotImplementedError
 
@@ -201,7 +207,8 @@ class ImageTask(Task):
         raise NotImplementedError
 
     def losses(self, raw: Tensor, targets: list[Any], image_sizes: Sequence[tuple[int, int]]) -> LossParts:
-        """Loss sums and counts of the labelled images only: `raw` (V, ...) holds just their rows, `targets` their V labels."""
+        """Loss sums and counts of the labelled images only: `raw` (V, ...) holds just their rows, `targets` their
+        V labels."""
         raise NotImplementedError
 
     def decode(self, raw: Tensor, padded_size: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Detection: boxes and classes, by a region proposal network and a second stage (Faster R-CNN, arXiv 1506.01497, on FPN 1612.03144)."""
+"""Detection: boxes and classes, by a region proposal network and a second stage (Faster R-CNN, arXiv 1506.01497,
+on FPN 1612.03144)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 
 class DetectionTarget(InstanceTarget):
-    """Boxes and classes. Every image of a dataset that does not exclude the task is labelled, possibly with nothing in it."""
+    """Boxes and classes. Every image of a dataset that does not exclude the task is labelled, possibly with
+    nothing in it."""
 
     def check(self, record: Record) -> Coverage:
         """Counts boxes; their form was checked when the file was read."""
@@ -157,7 +159,8 @@ class DetectionTask(DetectorTask):
         return full_precision(logits), full_precision(deltas)
 
     def losses(self, raw: tuple[Tensor, Tensor], regions: list[Instances]) -> LossParts:
-        """`cls`: cross-entropy over R regions; `box_reg`: L1 of the foreground's deltas, divided by R too (Detectron2's counts)."""
+        """`cls`: cross-entropy over R regions; `box_reg`: L1 of the foreground's deltas, divided by R too
+        (Detectron2's counts)."""
         logits, deltas = raw
         classes = torch.cat([image.gt_classes for image in regions] or [logits.new_zeros(0, dtype=torch.int64)])
         count = torch.tensor(float(len(classes)), device=logits.device)

@@ -1,7 +1,7 @@
 """Keypoint: one heat map per keypoint and instance, a spatial softmax each (Mask R-CNN, arXiv 1703.06870, section 5).
 
-Every class may own a schema (names, skeleton, left/right pairs). The output channels are the schemas one after the other; a class owns
-one slice of them, and only that slice is trained and reported for its instances.
+Every class may own a schema (names, skeleton, left/right pairs). The output channels are the schemas one after the
+other; a class owns one slice of them, and only that slice is trained and reported for its instances.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from mtl_rcnn.visualize.canvas import Canvas, color_of
 logger = logging.getLogger(__name__)
 
 PIXEL_CENTER = 0.5
-"""COCO's keypoints name pixels; a pixel's centre lies half a pixel further in continuous coordinates (Detectron2's convention)."""
+"""COCO's keypoints name pixels; a pixel's centre lies half a pixel further in continuous coordinates (Detectron2's
+convention)."""
 
 COCO_PERSON_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
@@ -79,7 +80,8 @@ def read_schemas(
     Args:
         label_space: its categories carry COCO's `keypoints` (names) and `skeleton` (pairs, counted from 1).
         shared: class name -> the class whose schema it uses.
-        flip_pairs: class name -> pairs of keypoint names that a mirror swaps; default: names that differ in left/right only.
+        flip_pairs: class name -> pairs of keypoint names that a mirror swaps; default: names that differ in
+            left/right only.
 
     Raises:
         ConfigError: an unknown class or keypoint name; no class declares keypoints; shared schemas of different names.
@@ -100,7 +102,8 @@ def read_schemas(
     _check_shared(categories, shared)
     if not schemas:
         raise ConfigError(
-            "no class declares keypoints: the JSON's `categories[].keypoints` must name them; deselect the task otherwise"
+            "no class declares keypoints: the JSON's `categories[].keypoints` must name them; deselect the task "
+            "otherwise"
         )
     return schemas
 
@@ -136,7 +139,8 @@ class KeypointTarget(InstanceTarget):
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
     ) -> dict[str, Any] | None:
-        """`gt_keypoints`: (N, K, 3) x, y in network pixels and visibility 0/1/2 on the class's own channels, 0 elsewhere;
+        """`gt_keypoints`: (N, K, 3) x, y in network pixels and visibility 0/1/2 on the class's own channels, 0
+        elsewhere;
         `gt_has_keypoint`: (N,) bool."""
         if self.declared(record) is False:
             return None
@@ -177,7 +181,8 @@ class KeypointTarget(InstanceTarget):
         return points
 
     def _check_annotation(self, record: Record, annotation: Mapping[str, Any]) -> int | None:
-        """Number of annotated keypoints; None if the instance's class has no schema or nothing is said of its keypoints."""
+        """Number of annotated keypoints; None if the instance's class has no schema or nothing is said of its
+        keypoints."""
         schema = self.schema_of.get(annotation["category_id"])
         if schema is None:
             return None
@@ -186,14 +191,16 @@ class KeypointTarget(InstanceTarget):
         if not points:
             if self.declared(record):
                 raise DataError(
-                    f"{where} has no 'keypoints', but the dataset declares the task '{self.name}': add them (all zeros if they "
+                    f"{where} has no 'keypoints', but the dataset declares the task '{self.name}': add them "
+                    f"(all zeros if they "
                     f"are not annotated), or take '{self.name}' out of the dataset's `tasks`"
                 )
             return None
         if len(points) != 3 * len(schema.names):
             name = self.label_space.classes[annotation["category_id"]]
             raise DataError(
-                f"{where} has {len(points)} keypoint numbers: class '{name}' declares {len(schema.names)} keypoints, so "
+                f"{where} has {len(points)} keypoint numbers: class '{name}' declares {len(schema.names)} "
+                f"keypoints, so "
                 f"{3 * len(schema.names)} (x, y, visibility) are expected"
             )
         return int((np.asarray(points, dtype=np.float64)[2::3] > 0).sum())
@@ -204,8 +211,8 @@ class KeypointEvaluator(Evaluator):
 
     Args:
         shared_schemas, flip_pairs: see `read_schemas`.
-        sigmas: class name -> per-keypoint standard deviations of the similarity, or "coco"; a class that is not named gets COCO's
-            when its keypoints are COCO's 17, else 0.05 for all, with a warning.
+        sigmas: class name -> per-keypoint standard deviations of the similarity, or "coco"; a class that is not
+            named gets COCO's when its keypoints are COCO's 17, else 0.05 for all, with a warning.
     """
 
     def __init__(
@@ -222,7 +229,8 @@ class KeypointEvaluator(Evaluator):
         self.sigmas = [self._sigmas(schema, sigmas) for schema in self.schemas]
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
-        """COCO keypoint rows of the classes that have a schema: (x, y, score) per keypoint, x and y naming pixels as COCO's do."""
+        """COCO keypoint rows of the classes that have a schema: (x, y, score) per keypoint, x and y naming pixels
+        as COCO's do."""
         schema_of = {index: schema for schema in self.schemas for index in schema.classes}
         points = prediction["keypoints"].clone()
         points[:, :, :2] -= PIXEL_CENTER
@@ -259,7 +267,8 @@ class KeypointEvaluator(Evaluator):
             sigmas = (UNIFORM_SIGMA,) * len(schema.names)
         if len(sigmas) != len(schema.names):
             raise ConfigError(
-                f"tasks.{self.name}.evaluator.sigmas.{name} has {len(sigmas)} values: the class declares {len(schema.names)} "
+                f"tasks.{self.name}.evaluator.sigmas.{name} has {len(sigmas)} values: the class declares "
+                f"{len(schema.names)} "
                 "keypoints"
             )
         return tuple(sigmas)
@@ -271,8 +280,10 @@ class KeypointTask(RoiTask):
     Args:
         shared_schemas, flip_pairs: see `read_schemas`.
         conv_dims: channels of the convolutions.
-        normalize_by: "visible" divides the loss by the visible keypoints in the batch, "regions" by the number of keypoints that
-            `regions_per_image` foreground regions per image would have, so that an image counts by how many it really has.
+        normalize_by: "visible" divides the loss by the visible keypoints in the batch, "regions" by the number of
+            keypoints that
+            `regions_per_image` foreground regions per image would have, so that an image counts by how many it
+            really has.
         regions_per_image: for "regions"; 128 = 512 * 0.25 in the papers.
     """
 
@@ -342,7 +353,8 @@ class KeypointTask(RoiTask):
         return F.interpolate(self.head(pooled), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def losses(self, raw: Tensor, regions: list[Instances]) -> LossParts:
-        """`heatmap`: cross-entropy over the 4S x 4S positions, summed over keypoints that are visible and inside their region."""
+        """`heatmap`: cross-entropy over the 4S x 4S positions, summed over keypoints that are visible and inside
+        their region."""
         used = [image for image in regions if len(image) > 0]
         side = raw.shape[-1]
         pairs = [image.gt_keypoints.to_heatmap(image.proposal_boxes.tensor, side) for image in used]

@@ -31,7 +31,8 @@ class MaskTarget(InstanceTarget):
     """Polygons or RLE of each instance, from COCO's `segmentation`. Both may occur in one image."""
 
     def check(self, record: Record) -> Coverage:
-        """Counts masks. DataError: a polygon under 3 points, an RLE of another image size, a declared but missing mask."""
+        """Counts masks. DataError: a polygon under 3 points, an RLE of another image size, a declared but missing
+        mask."""
         if self.declared(record) is False:
             return Coverage(image=False)
         masks = 0
@@ -44,7 +45,8 @@ class MaskTarget(InstanceTarget):
                 masks += 1
             elif self.declared(record):
                 raise DataError(
-                    f"{_where(record, annotation)} has no 'segmentation', but the dataset declares the task '{self.name}': "
+                    f"{_where(record, annotation)} has no 'segmentation', but the dataset declares the task "
+                    f"'{self.name}': "
                     f"add it, or take '{self.name}' out of the dataset's `tasks`"
                 )
         return Coverage(image=self.declared(record) is True or masks > 0 or not record["annotations"], instances=masks)
@@ -52,7 +54,8 @@ class MaskTarget(InstanceTarget):
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
     ) -> dict[str, Any] | None:
-        """`gt_masks`: N PolygonMasks (all polygons) or BitMasks (else) in the network frame; `gt_has_mask`: (N,) bool."""
+        """`gt_masks`: N PolygonMasks (all polygons) or BitMasks (else) in the network frame; `gt_has_mask`: (N,)
+        bool."""
         if self.declared(record) is False:
             return None
         shapes = [annotation.get("segmentation") for annotation in annotations]
@@ -83,7 +86,8 @@ class MaskTarget(InstanceTarget):
                 if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                     size = len(polygon) if isinstance(polygon, list) else type(polygon).__name__
                     raise DataError(
-                        f"{_where(record, annotation)} has a polygon of {size} numbers: expected an even number of at least "
+                        f"{_where(record, annotation)} has a polygon of {size} numbers: expected an even number "
+                        f"of at least "
                         "6 (3 points x, y); repair or remove the polygon"
                     )
                 if not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
@@ -93,7 +97,8 @@ class MaskTarget(InstanceTarget):
         if not isinstance(segmentation, Mapping) or list(segmentation.get("size", ())) != expected:
             found = segmentation.get("size") if isinstance(segmentation, Mapping) else type(segmentation).__name__
             raise DataError(
-                f"{_where(record, annotation)} has a run-length mask of size {found}: expected [height, width] = {expected}"
+                f"{_where(record, annotation)} has a run-length mask of size {found}: expected [height, width] "
+                f"= {expected}"
             )
 
 
@@ -153,7 +158,7 @@ class MaskTask(RoiTask):
         classes = torch.cat([image.gt_classes for image in used] or [raw.new_zeros(0, dtype=torch.int64)])
         side = raw.shape[-1]
         targets = [image.gt_masks.crop_and_resize(image.proposal_boxes.tensor, side).to(raw.device) for image in used]
-        truth = torch.cat([target for target in targets] or [raw.new_zeros(0, side, side)])
+        truth = torch.cat(list(targets) or [raw.new_zeros(0, side, side)])
         logits = full_precision(raw[torch.arange(len(classes), device=raw.device), classes])
         loss = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum")
         return {"bce": (loss, torch.tensor(float(truth.numel()), device=raw.device))}
@@ -176,8 +181,8 @@ class MaskTask(RoiTask):
 def paste_masks(grids: Tensor, boxes: Tensor, image_size: Tensor) -> Tensor:
     """Samples every grid at the pixel centres of its box and thresholds: (N, H, W) bool.
 
-    The values are those of Detectron2's `paste_masks_in_image`: bilinear, zero outside the grid. Each mask is sampled only around its
-    box.
+    The values are those of Detectron2's `paste_masks_in_image`: bilinear, zero outside the grid. Each mask is
+    sampled only around its box.
 
     Args:
         grids: (N, M, M) probabilities.

@@ -31,7 +31,8 @@ BLACK: Color = (0, 0, 0)
 def color_of(index: int) -> Color:
     """The colour of an instance or a class: the same index has always the same, neighbours differ clearly.
 
-    Hues turn by the golden angle; brightness and saturation change every few steps, so that also distant indices differ.
+    Hues turn by the golden angle; brightness and saturation change every few steps, so that also distant indices
+    differ.
     """
     hue = (0.02 + index * 0.6180339887) % 1.0
     saturation = (0.85, 0.55, 1.0)[index // 8 % 3]

@@ -1,4 +1,5 @@
-"""Mistakes in a configuration are told in one line, before torch is imported; a YAML cannot run code of its own choice."""
+"""Mistakes in a configuration are told in one line, before torch is imported; a YAML cannot run code of its own
+choice."""
 
 from __future__ import annotations
 
@@ -111,7 +112,7 @@ def test_an_experiment_that_sets_a_task_the_user_deselects_is_refused(tmp_path: 
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntasks: {mask: {norm: GN}}\n")
     search = f"hydra.searchpath=[file://{tmp_path}]"
-    with pytest.raises(ConfigError, match="experiment=mine sets tasks.mask, but the task 'mask' is not selected"):
+    with pytest.raises(ConfigError, match=r"experiment=mine sets tasks.mask, but the task 'mask' is not selected"):
         compose("train", [search, "experiment=mine", "tasks=[detection]"])
 
 
@@ -131,7 +132,7 @@ def test_code_is_resolved_from_trusted_packages_only(monkeypatch: pytest.MonkeyP
         resolve("detectron2.structures.Boxes", Augmentation, "k")
     (tmp_path / "strange.py").write_text("raise SystemExit('was run')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="package 'strange' is not trusted.*--trust strange"):
+    with pytest.raises(ConfigError, match=r"package 'strange' is not trusted.*--trust strange"):
         resolve("strange.Thing", object, "k")
     monkeypatch.setenv("MTL_RCNN_TRUST", "strange")
     with pytest.raises(SystemExit, match="was run"):
