@@ -1,4 +1,4 @@
-"""Installs mtl_rcnn; `configs/` and `tools/` travel inside the package, so that a wheel works outside the clone."""
+"""Installs mtl_rcnn; `configs/` travels inside the package, so that a wheel works outside the clone."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["mtl_rcnn", "mtl_rcnn.*"]), "mtl_rcnn.configs", "mtl_rcnn.tools"],
-    package_dir={"mtl_rcnn.configs": "configs", "mtl_rcnn.tools": "tools"},
+    packages=[*find_packages(include=["mtl_rcnn", "mtl_rcnn.*"]), "mtl_rcnn.configs"],
+    package_dir={"mtl_rcnn.configs": "configs"},
     package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=[
         "torch>=2.8",
@@ -43,11 +43,11 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "mtl-rcnn-train=mtl_rcnn.tools.train_net:main",
-            "mtl-rcnn-evaluate=mtl_rcnn.tools.evaluate:main",
-            "mtl-rcnn-export=mtl_rcnn.tools.export_model:main",
-            "mtl-rcnn-predict=mtl_rcnn.tools.predict:main",
-            "mtl-rcnn-visualize-data=mtl_rcnn.tools.visualize_data:main",
+            "mtl-rcnn-train=mtl_rcnn.console:train",
+            "mtl-rcnn-evaluate=mtl_rcnn.console:evaluate",
+            "mtl-rcnn-export=mtl_rcnn.console:export_model",
+            "mtl-rcnn-predict=mtl_rcnn.console:predict",
+            "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
         ]
     },
 )

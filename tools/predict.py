@@ -3,20 +3,7 @@
 python tools/predict.py network=outputs/demo/model.ts input=outputs/demo_data/val
 """
 
-from __future__ import annotations
-
-from omegaconf import DictConfig
-
-from mtl_rcnn import config
-
-
-@config.main("predict")
-def main(cfg: DictConfig) -> None:
-    """Reads `configs/predict.yaml` with the command line's overrides."""
-    from mtl_rcnn.engine.predict import predict_images
-
-    predict_images(cfg)
-
+from mtl_rcnn.console import predict
 
 if __name__ == "__main__":
-    main()
+    predict()

@@ -7,20 +7,7 @@
 Started again with the same output_dir, it goes on where it was stopped.
 """
 
-from __future__ import annotations
-
-from omegaconf import DictConfig
-
-from mtl_rcnn import config
-
-
-@config.main("train")
-def main(cfg: DictConfig) -> None:
-    """Reads `configs/train.yaml` with the command line's overrides."""
-    from mtl_rcnn.engine.train import train  # after composition: a typo is told without waiting for torch
-
-    train(cfg)
-
+from mtl_rcnn.console import train
 
 if __name__ == "__main__":
-    main()
+    train()

@@ -3,20 +3,7 @@
 python tools/visualize_data.py experiment=demo number=8
 """
 
-from __future__ import annotations
-
-from omegaconf import DictConfig
-
-from mtl_rcnn import config
-
-
-@config.main("visualize_data")
-def main(cfg: DictConfig) -> None:
-    """Reads `configs/visualize_data.yaml` with the command line's overrides."""
-    from mtl_rcnn.engine.gallery import visualize_data
-
-    visualize_data(cfg)
-
+from mtl_rcnn.console import visualize_data
 
 if __name__ == "__main__":
-    main()
+    visualize_data()

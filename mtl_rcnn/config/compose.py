@@ -7,7 +7,6 @@ Command line tools compose through `mtl_rcnn.config.main`; both find the same fa
 
 from __future__ import annotations
 
-import importlib.resources
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +60,7 @@ def compose_unchecked(config_name: str, overrides: Sequence[str] = ()) -> DictCo
 
 
 def config_root() -> Path:
-    """`configs/` of the clone that the package is imported from, else the installed package data."""
-    clone = Path(__file__).resolve().parents[2] / "configs"
-    if (clone / "train.yaml").is_file():
-        return clone
-    return Path(str(importlib.resources.files("mtl_rcnn.configs")))
+    """Folder of the configurations: installed inside the package, or `configs/` of the clone it is imported from."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -53,6 +54,8 @@ def main(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
         @functools.wraps(function)
         def run() -> None:
             sys.argv = take_trust_flags(sys.argv)
+            # Detectron2 scripts some functions when it is imported, of which torch says so each time.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra ends the process with a text of its own
             try:
                 hydra.main(config_path=str(config_root()), config_name=config_name, version_base=VERSION_BASE)(job)()

@@ -20,7 +20,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         config_name: the root configuration.
         arguments: the command line's overrides.
     """
-    if isinstance(error, MissingConfigException):
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error, arguments)
     override = _guilty_override(error, arguments)
     if override is not None:
