@@ -1,6 +1,7 @@
 """The command line tools: `tools/*.py` in a clone, `mtl-rcnn-*` where the package is installed.
 
-Each reads the configuration of its name. Heavy imports come after composition: a typo is told without waiting for torch.
+Each reads the configuration of its name. Heavy imports come after composition: a typo is told without waiting for
+torch.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_torchrun_sets_the_ranks() -> None:
         timeout=100,
     )
     assert run.returncode != 0
-    assert run.stderr.count("\nerror on rank 1: boxes: image 7\n") == 1, run.stderr
+    assert f"\n{run.stderr}".count("\nerror on rank 1: boxes: image 7\n") == 1, run.stderr
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
