@@ -8,8 +8,8 @@ from pathlib import Path
 # Tests run side by side: threads of their own would only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-from toy import Toy, write_toy  # noqa: E402
+import pytest
+from toy import Toy, write_toy
 
 
 @pytest.fixture
