@@ -74,29 +74,67 @@ def test_train_evaluate_export_predict_and_look(toy: Toy, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_killed_run_of_two_ranks_resumes_and_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path) -> None:
     quiet = ["data.val=[]", "solver.max_iter=8", "solver.batch_size=4"]
-    for status, output in run_ranks(train_command(toy, tmp_path / "whole", *quiet), world=2):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    commands = [train_command(toy, folder, *quiet) for folder in (whole, killed)]
+    _check_killed_equals_whole(commands, (whole, killed), first_checkpoint=2, last=8)
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_real_images_resumes_and_equals_the_uninterrupted_one(coco_mini: Path, tmp_path: Path) -> None:
+    tasks = available_tasks()
+    knobs = [knob for task in tasks for knob in TASKS.get(task, [])]
+    small = [
+        *(
+            "experiment=coco_mini",
+            f"tasks=[{','.join(tasks)}]",
+            f"data.root={coco_mini}",
+            "device=cpu",
+            *NETWORK,
+            *knobs,
+        ),
+        *("data.train_augment.resize.short_edge_length=[96]", "data.train_augment.resize.max_size=160"),
+        *(
+            "data.test_augment.resize.short_edge_length=96",
+            "data.workers=0",
+            "threads=1",
+            "solver.checkpoint_period=10",
+        ),
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    commands = [["tools/train_net.py", *small, f"output_dir={folder}"] for folder in (whole, killed)]
+    _check_killed_equals_whole(commands, (whole, killed), first_checkpoint=10, last=50)
+    metrics = [(folder / "metrics.json").read_text() for folder in (whole, killed)]
+    assert metrics[0] == metrics[1]
+    assert "coco_2017_val/detection/AP" in metrics[0]
+
+
+def _check_killed_equals_whole(
+    commands: list[list[str]], folders: tuple[Path, Path], first_checkpoint: int, last: int
+) -> None:
+    """Runs one command on two ranks; kills the other after its first checkpoint and starts it again; compares all."""
+    whole, killed = folders
+    for status, output in run_ranks(commands[0], world=2):
         assert status == 0, output
-    killed = tmp_path / "killed"
-    _kill_after_first_checkpoint(train_command(toy, killed, *quiet), killed)
-    assert not (killed / "model_0000008.pth").exists()
-    for status, output in run_ranks(train_command(toy, killed, *quiet), world=2):
+    _kill_after_first_checkpoint(commands[1], killed / f"model_{first_checkpoint:07d}.pth")
+    assert not (killed / f"model_{last:07d}.pth").exists()
+    for status, output in run_ranks(commands[1], world=2):
         assert status == 0, output
     assert "resuming from" in (killed / "log.txt").read_text()
-    first, second = (checkpoints.load(tmp_path / name / "model_0000008.pth") for name in ("whole", "killed"))
+    first, second = (checkpoints.load(folder / f"model_{last:07d}.pth") for folder in folders)
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     momentum = [state["optimizer"]["state"] for state in (first, second)]
     assert all(torch.equal(momentum[0][i]["momentum_buffer"], momentum[1][i]["momentum_buffer"]) for i in momentum[0])
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(killed / "metrics.jsonl")
+    assert read_metrics(whole / "metrics.jsonl") == read_metrics(killed / "metrics.jsonl")
 
 
-def _kill_after_first_checkpoint(command: list[str], folder: Path) -> None:
+def _kill_after_first_checkpoint(command: list[str], checkpoint: Path) -> None:
     """Starts two ranks through torchrun and kills all of them, as a power cut would, once a checkpoint exists."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
     process = subprocess.Popen(
         torchrun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while not (folder / "model_0000002.pth").exists():
+    while not checkpoint.exists():
         assert process.poll() is None, "the run ended before its first checkpoint"
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.01)

@@ -24,6 +24,9 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SHIFT = 4
 """Bits of fraction that OpenCV takes in coordinates: lines lie where the numbers say, not on the next pixel."""
 
+_SMALL = 48 * 48
+"""Pixels of the drawing: labels keep off boxes that are smaller."""
+
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
 
@@ -74,8 +77,9 @@ class Canvas:
         """(H', W', 3) uint8 RGB, the drawing with all text, H' = round(H * scale). Drawing may go on afterwards."""
         pixels = self._pixels.copy()
         taken: list[_Rectangle] = []
+        small = [around for _, around, _ in self._labels if _area(around) < _SMALL]
         for text, around, color in self._labels:
-            place = self._place(text, around, taken)
+            place = self._place(text, around, taken, small)
             taken.append(place)
             self._text(pixels, text, place, color)
         for line, text in enumerate(self._captions):
@@ -120,17 +124,18 @@ class Canvas:
             edges: pairs of indices into K.
         """
         rows = points.detach().cpu().tolist() if isinstance(points, Tensor) else np.asarray(points).tolist()
-        places = {
-            index: self._fixed(x * self.scale, y * self.scale)
-            for index, (x, y, score) in enumerate(rows)
-            if score > threshold
+        shown = {
+            index: (x * self.scale, y * self.scale) for index, (x, y, score) in enumerate(rows) if score > threshold
         }
+        places = {index: self._fixed(x, y) for index, (x, y) in shown.items()}
         lines = [(places[a], places[b]) for a, b in edges if a in places and b in places]
+        # A figure of 30 pixels would vanish under dots made for one of 300.
+        line = int(np.clip(_extent(shown.values()) / 50, 1, self._line)) if shown else 1
         for paint, extra in ((BLACK, 2), (color, 0)):
             for start, end in lines:
-                cv2.line(self._pixels, start, end, paint, self._line + extra, cv2.LINE_AA, _SHIFT)
+                cv2.line(self._pixels, start, end, paint, line + extra, cv2.LINE_AA, _SHIFT)
         for place in places.values():
-            for paint, radius in ((BLACK, self._line + 3), (WHITE, self._line + 2), (color, self._line + 1)):
+            for paint, radius in ((BLACK, line + 2), (WHITE, line + 1), (color, line)):
                 cv2.circle(self._pixels, place, radius << _SHIFT, paint, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
     def raster(self, colors: np.ndarray, alpha: float = 0.5) -> None:
@@ -143,13 +148,28 @@ class Canvas:
         """A line of text in the upper left corner, below earlier ones."""
         self._captions.append(text)
 
-    def _place(self, text: str, around: _Rectangle, taken: Sequence[_Rectangle]) -> _Rectangle:
-        """The first free place of those near the box; if there is none, the one that hides least of other labels."""
+    def _place(
+        self, text: str, around: _Rectangle, taken: Sequence[_Rectangle], small: Sequence[_Rectangle]
+    ) -> _Rectangle:
+        """Of the places near the box the one that hides least: first of other labels, then of small objects."""
         width, height = self._text_size(text)
         x0, y0, x1, y1 = around
-        starts = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1 - height), (x0, y1), (x1 - width, y0)]
-        places = [self._inside(x, y, width, height) for x, y in starts]
-        return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+        corners = [
+            (x0, y0 - height),
+            (x0, y0),
+            (x1 - width, y0 - height),
+            (x0, y1 - height),
+            (x0, y1),
+            (x1 - width, y0),
+        ]
+        beside = [(x1, y0), (x0 - width, y0), (x0, y0 - 2 * height), (x0, y1 + height)]
+        places = [self._inside(x, y, width, height) for x, y in (*corners, *beside)]
+
+        def hidden(place: _Rectangle) -> int:
+            labels = sum(_overlap(place, other) for other in taken)
+            return 4 * labels + sum(_overlap(place, other) for other in small)
+
+        return min(places, key=hidden)
 
     def _inside(self, x: int, y: int, width: int, height: int) -> _Rectangle:
         """The rectangle moved into the drawing."""
@@ -165,7 +185,8 @@ class Canvas:
     def _text(self, pixels: np.ndarray, text: str, place: _Rectangle, color: Color) -> None:
         """Text on a plate of the colour, black or white, whichever is easier to read on it."""
         x0, y0, x1, y1 = place
-        cv2.rectangle(pixels, (x0, y0), (x1 - 1, y1 - 1), color, cv2.FILLED)
+        plate = pixels[y0:y1, x0:x1]
+        plate[:] = (0.8 * np.array(color) + 0.2 * plate).astype(np.uint8)
         _, baseline = cv2.getTextSize(text, _FONT, self._font_scale, 1)
         ink = BLACK if _luminance(color) > 110 else WHITE
         cv2.putText(pixels, text, (x0 + 3, y1 - baseline - 1), _FONT, self._font_scale, ink, 1, cv2.LINE_AA)
@@ -177,8 +198,17 @@ class Canvas:
         return round(x * (1 << _SHIFT)), round(y * (1 << _SHIFT))
 
 
+def _area(a: _Rectangle) -> int:
+    return max(0, a[2] - a[0]) * max(0, a[3] - a[1])
+
+
 def _overlap(a: _Rectangle, b: _Rectangle) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _extent(points: Iterable[tuple[float, float]]) -> float:
+    """The longer side of the box around the points."""
+    return float(np.ptp(np.array(list(points)), axis=0).max())
 
 
 def _luminance(color: Color) -> float:
