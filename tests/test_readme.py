@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type exists and composes. That the tools do their work is tests/test_tools.py's matter."""
+"""What the README tells a newcomer to type exists and composes. Whether the tools do their work: tests/test_tools.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trains, evaluates and checkpoints one run.
 
     python tools/train_net.py experiment=shapes
-    python tools/train_net.py experiment=shapes tasks=[detection,mask] solver.max_iter=100
+    python tools/train_net.py experiment=shapes tasks=[detection,mask] ~tasks.keypoint solver.max_iter=100
     torchrun --nproc-per-node 2 tools/train_net.py experiment=shapes
 
 Started again with the same output_dir, it goes on where it was stopped.

@@ -2,64 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mtl_rcnn.config.resolve import check_trusted
+from mtl_rcnn.config.keys import flatten, nearest, unknown_key
+from mtl_rcnn.config.origins import Origins
+from mtl_rcnn.config.trust import TARGET, check_targets
 from mtl_rcnn.errors import ConfigError
 
-_POSITIVE = ("solver.batch_size", "solver.max_iter", "solver.log_period", "checkpoint.keep", "data.window")
-_COUNTS = ("solver.eval_period", "solver.checkpoint_period", "data.workers", "data.min_instances", "seed")
 
-
-def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     """Refuses a configuration that cannot be run.
 
+    Args:
+        cfg: a composed configuration without Hydra's own node.
+        origins: who set what; without it messages cannot name files and overrides, and the files' keys are not checked.
+
     Raises:
-        ConfigError: a task that has settings but is not selected, a value that was left open, a `_target_` outside
-            the trusted packages, a number out of range; names the key.
+        ConfigError: no task, settings of a task that is not selected, a key of an experiment that does not exist, a
+            value that was left open or cannot be interpolated, a `_target_` outside the trusted packages, a number out
+            of range. Names the key.
     """
-    for name, node in cfg.get("tasks", {}).items():
-        if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(_stub(name, overrides))
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError(f"{missing[0]} has no value: set it, as in {missing[0]}=VALUE")
-    for key, target in _targets(OmegaConf.to_container(cfg, resolve=False), ""):
-        check_trusted(target, key)
-    for keys, least in ((_POSITIVE, 1), (_COUNTS, 0)):
-        for key in keys:
-            _check_integer(cfg, key, least)
+    _check_tasks(cfg, origins)
+    if origins is not None:
+        _check_files(cfg, origins)
+    _check_complete(cfg)
+    check_targets(cfg)
+    for key, rule in _RULES.items():
+        _check_value(cfg, key, rule)
 
 
-def _stub(name: str, overrides: Sequence[str]) -> str:
-    mine = [entry for entry in overrides if entry.lstrip("+").startswith(f"tasks.{name}")]
-    source = mine[0] if mine else next((entry for entry in overrides if entry.startswith("experiment=")), "a YAML file")
-    return (
-        f"{source} sets tasks.{name}, but the task '{name}' is not selected: select it (tasks=[..., {name}]) or "
-        f"remove the setting "
-        f"(~tasks.{name})"
-    )
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            here = f"{path}.{key}" if path else str(key)
-            if key == "_target_":
-                yield here, str(value)
-            else:
-                yield from _targets(value, here)
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _targets(value, f"{path}[{index}]")
-
-
-def _check_integer(cfg: DictConfig, key: str, least: int) -> None:
-    value = OmegaConf.select(cfg, key)
-    if OmegaConf.select(cfg, key.split(".")[0]) is None or value is None:
+def _check_tasks(cfg: DictConfig, origins: Origins | None) -> None:
+    tasks = cfg.get("tasks")
+    if not tasks:
+        if "tasks" in cfg or (origins is not None and origins.selects("tasks")):
+            options = f" ({', '.join(origins.options('tasks'))})" if origins else ""
+            raise ConfigError(f"tasks=[]: no task is selected; select at least one{options}")
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}={value}: expected a whole number of at least {least}")
+    selected = [name for name, node in tasks.items() if isinstance(node, DictConfig) and TARGET in node]
+    for name in tasks:
+        if name not in selected:
+            raise ConfigError(_stub(name, selected, origins))
+
+
+def _stub(name: str, selected: list[str], origins: Origins | None) -> str:
+    """The message about settings of a task that is not there."""
+    key = f"tasks.{name}"
+    origin = origins.find(key) if origins else None
+    who = f"{origin} sets {key}" if origin and not origin.lstrip("+").startswith(key) else origin or key
+    options = origins.options("tasks") if origins else [name]
+    drop = (
+        f"or drop its settings with ~{key}" if origin is None or origin.endswith(".yaml") else "or drop this override"
+    )
+    return f"{who}{', but' if ' sets ' in who else ':'} {absent_task(name, selected, options)}, {drop}"
+
+
+def absent_task(name: str, selected: list[str], options: list[str]) -> str:
+    """Why a task cannot have settings, and what to do: it is not selected, or there is none of this name."""
+    if name not in options:
+        close = nearest(name, options)
+        hint = f"did you mean '{close}'?" if close else ""
+        return f"there is no task '{name}'; {hint} available: {', '.join(options)}".replace(";  ", "; ")
+    now, then = ",".join(selected), ",".join([*selected, name])
+    return f"the task '{name}' is not selected (tasks=[{now}]); select it with tasks=[{then}]"
+
+
+def _check_files(cfg: DictConfig, origins: Origins) -> None:
+    for file, key in origins.unknown_keys():
+        node = cfg
+        for part in key.split("."):  # an override may have deleted it, or put something else in its place
+            node = node.get(part) if isinstance(node, DictConfig) and part in node else None
+        if node is not None:
+            known = [k for k in flatten(OmegaConf.to_container(cfg, resolve=False)) if k != key]
+            raise ConfigError(f"{file}: {unknown_key(key, known)}")
+
+
+def _check_complete(cfg: DictConfig) -> None:
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if not missing:
+            OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    if missing:
+        example = " ".join(f"{key}=VALUE" for key in missing)
+        raise ConfigError(f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} no value: add {example}")
+
+
+def _check_value(cfg: DictConfig, key: str, rule: tuple[str, Callable[[Any], bool]]) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig) or name not in node:
+        return
+    expected, holds = rule
+    if not holds(node[name]):
+        raise ConfigError(f"{key}={node[name]}: expected {expected}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
+    return " or ".join(names), lambda value: value in names
+
+
+_COUNT = ("a whole number of at least 0", lambda v: _is_integer(v) and v >= 0)
+_POSITIVE_COUNT = ("a whole number of at least 1", lambda v: _is_integer(v) and v >= 1)
+_POSITIVE = ("a number above 0", lambda v: _is_number(v) and v > 0)
+_AT_LEAST_0 = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+_FRACTION = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": _COUNT,
+    "device": _one_of("auto", "cpu", "cuda"),
+    "threads": ("null or a whole number of at least 1", lambda v: v is None or (_is_integer(v) and v >= 1)),
+    "checkpoint.keep": _POSITIVE_COUNT,
+    "data.crowd": _one_of("background", "ignore"),
+    "data.on_error": _one_of("raise", "skip"),
+    "data.min_instances": _COUNT,
+    "data.workers": _COUNT,
+    "data.window": _POSITIVE_COUNT,
+    "solver.batch_size": _POSITIVE_COUNT,
+    "solver.max_iter": _POSITIVE_COUNT,
+    "solver.lr": _POSITIVE,
+    "solver.momentum": _FRACTION,
+    "solver.weight_decay": _AT_LEAST_0,
+    "solver.weight_decay_norm": _AT_LEAST_0,
+    "solver.schedule": _one_of("multistep", "cosine"),
+    "solver.gamma": _POSITIVE,
+    "solver.warmup_iters": _COUNT,
+    "solver.warmup_factor": _FRACTION,
+    "solver.clip_gradients": ("null or a number above 0", lambda v: v is None or (_is_number(v) and v > 0)),
+    "solver.precision": _one_of("float32", "bfloat16"),
+    "solver.eval_period": _COUNT,
+    "solver.checkpoint_period": _COUNT,
+    "solver.log_period": _POSITIVE_COUNT,
+}
+"""Key -> what its value must be, in words and as a test. Keys that a configuration lacks are not checked."""

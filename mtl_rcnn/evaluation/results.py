@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import DataError, MtlRcnnError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 
 
@@ -78,18 +78,19 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
     Raises:
         ValueError: a number is not finite, naming the file.
+        MtlRcnnError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path}: not written: {error}") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise MtlRcnnError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -69,7 +69,7 @@ class Canvas:
         self._labels: list[tuple[str, _Rectangle, Color]] = []
         self._captions: list[str] = []
         side = float(np.sqrt(size[0] * size[1]))
-        self._line = max(1, round(side / 300))
+        self._line = max(2, round(side / 300))
         self._font_scale = float(np.clip(side / 1100, 0.42, 1.2))
 
     @property
@@ -77,14 +77,14 @@ class Canvas:
         """(H', W', 3) uint8 RGB, the drawing with all text, H' = round(H * scale). Drawing may go on afterwards."""
         pixels = self._pixels.copy()
         taken: list[_Rectangle] = []
-        small = [around for _, around, _ in self._labels if _area(around) < _SMALL]
-        for text, around, color in self._labels:
-            place = self._place(text, around, taken, small)
-            taken.append(place)
-            self._text(pixels, text, place, color)
         for line, text in enumerate(self._captions):
             width, height = self._text_size(text)
-            self._text(pixels, text, (0, line * height, width, (line + 1) * height), BLACK)
+            taken.append(self._inside(0, line * height, width, height))
+            self._text(pixels, text, taken[-1], BLACK)
+        small = [around for _, around, _ in self._labels if _area(around) < _SMALL]
+        for text, around, color in self._labels:
+            taken.append(self._place(text, around, taken, small))
+            self._text(pixels, text, taken[-1], color)
         return pixels
 
     def box(self, xyxy: Sequence[float] | Tensor, label: str = "", color: Color = WHITE) -> None:
@@ -129,13 +129,14 @@ class Canvas:
         }
         places = {index: self._fixed(x, y) for index, (x, y) in shown.items()}
         lines = [(places[a], places[b]) for a, b in edges if a in places and b in places]
-        # A figure of 30 pixels would vanish under dots made for one of 300.
-        line = int(np.clip(_extent(shown.values()) / 50, 1, self._line)) if shown else 1
-        for paint, extra in ((BLACK, 2), (color, 0)):
+        # A figure of 30 pixels would vanish under lines and dots made for one of 300.
+        tiny = not shown or _extent(shown.values()) < 100
+        line, rim, dot = (2, 1, 1) if tiny else (self._line, 2, self._line + 1)
+        for paint, extra in ((BLACK, rim), (color, 0)):
             for start, end in lines:
                 cv2.line(self._pixels, start, end, paint, line + extra, cv2.LINE_AA, _SHIFT)
         for place in places.values():
-            for paint, radius in ((BLACK, line + 2), (WHITE, line + 1), (color, line)):
+            for paint, radius in ((BLACK, dot + 2), (WHITE, dot + 1), (color, dot)):
                 cv2.circle(self._pixels, place, radius << _SHIFT, paint, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
     def raster(self, colors: np.ndarray, alpha: float = 0.5) -> None:

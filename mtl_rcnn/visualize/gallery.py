@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from mtl_rcnn.data.target import Prediction, Target
+from mtl_rcnn.errors import MtlRcnnError
 from mtl_rcnn.visualize.canvas import Canvas
 
 _GAP = 6
@@ -68,21 +69,21 @@ def write_image(path: Path | str, rgb: np.ndarray) -> Path:
     """Writes (H, W, 3) uint8 RGB as PNG or JPEG, by the name's ending; creates the folder.
 
     Raises:
-        OSError: the ending is not .png, .jpg or .jpeg, or the file cannot be written; names it.
+        MtlRcnnError: the ending is not .png, .jpg or .jpeg, or the file cannot be written; names it.
     """
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise OSError(
+        raise MtlRcnnError(
             f"{path}: images are written as .png, .jpg or .jpeg, not as {path.suffix or 'a file without ending'}"
         )
     done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not done:
-        raise OSError(f"{path}: an image of shape {rgb.shape} cannot be encoded")
+        raise MtlRcnnError(f"{path}: an image of shape {rgb.shape} cannot be encoded")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
     except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise MtlRcnnError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 

@@ -1,5 +1,4 @@
-"""Mistakes in a configuration are told in one line, before torch is imported; a YAML cannot run code of its own
-choice."""
+"""Mistakes in a configuration are told in one line, before torch is imported; a YAML runs no code of its choice."""
 
 from __future__ import annotations
 
@@ -14,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config import compose, config_root
 from mtl_rcnn.config.diff import config_diff
-from mtl_rcnn.config.resolve import resolve, take_trust_flags
+from mtl_rcnn.config.resolve import resolve
+from mtl_rcnn.config.trust import take_trust_flags
 from mtl_rcnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
         ("modle=resnet50_fpn", "no key 'modle'; did you mean 'model'?"),
         ("model=resnet51", "no model 'resnet51'; did you mean 'resnet50_fpn'?"),
         ("tasks=[detektion]", "no tasks 'detektion'; did you mean 'detection'? available: detection"),
-        ("tasks.mask.norm=GN", "'mask' is not selected in tasks, so the key has no use"),
+        ("tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("+tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("solver.max_iter=0", "solver.max_iter=0: expected a whole number of at least 1"),
         ("solver.batch_size=two", "solver.batch_size=two: expected a whole number"),
@@ -112,7 +112,9 @@ def test_an_experiment_that_sets_a_task_the_user_deselects_is_refused(tmp_path: 
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntasks: {mask: {norm: GN}}\n")
     search = f"hydra.searchpath=[file://{tmp_path}]"
-    with pytest.raises(ConfigError, match=r"experiment=mine sets tasks.mask, but the task 'mask' is not selected"):
+    with pytest.raises(
+        ConfigError, match=r"experiment/mine\.yaml sets tasks.mask, but the task 'mask' is not selected"
+    ):
         compose("train", [search, "experiment=mine", "tasks=[detection]"])
 
 
@@ -126,7 +128,7 @@ def test_code_is_resolved_from_trusted_packages_only(monkeypatch: pytest.MonkeyP
     from detectron2.data.transforms import Augmentation
 
     assert resolve("detectron2.data.transforms.RandomFlip", Augmentation, "k") is RandomFlip
-    with pytest.raises(ConfigError, match=r"k=detectron2.data.transforms.RandomFli: .* has no RandomFli"):
+    with pytest.raises(ConfigError, match=r"has no RandomFli; .* did you mean detectron2.data.transforms.RandomFlip"):
         resolve("detectron2.data.transforms.RandomFli", Augmentation, "k")
     with pytest.raises(ConfigError, match="expected a subclass of"):
         resolve("detectron2.structures.Boxes", Augmentation, "k")

@@ -126,6 +126,7 @@ def _rank(rank, rendezvous, out):
     assert (out / "metrics.json").exists(), "the files exist on every rank when evaluate returns"
     seen = {"rows": rows, "metrics": {key: metric.value for key, metric in metrics.items()}}
     (out / f"rank{rank}.json").write_text(json.dumps(seen))
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from fakes import LABELS, FakeEvaluator, records
 
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import DataError, MtlRcnnError
 from mtl_rcnn.evaluation.coco import coco_metrics
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric
 from mtl_rcnn.evaluation.results import evaluate_rows, read_metrics, write_json, write_metrics, write_predictions
@@ -81,3 +81,9 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(path, {"new": float("nan")})
     assert json.loads(path.read_text()) == {"old": 1.0}
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MtlRcnnError, match=r"file/metrics\.json: cannot be written"):
+        write_json(tmp_path / "file" / "metrics.json", {})
