@@ -20,6 +20,7 @@ LEFT_OUT = (
     "test_deleted_task.py",
     "test_added_task.py",
     "test_tools.py",
+    "test_readme.py",
     "test_packaging.py",
     "engine",
     "data",

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type exists and composes. Whether the tools do their work: tests/test_tools.py."""
+"""What the README tells a newcomer to type exists and composes. Whether the tools work: tests/test_tools.py."""
 
 from __future__ import annotations
 

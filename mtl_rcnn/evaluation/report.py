@@ -21,7 +21,7 @@ def report_text(metrics: Mapping[str, Metric], width: int = 110) -> str:
         return "no metrics"
     groups = _by_task(metrics)
     blocks = [_summary(tasks) for tasks in _alike({key: _whole(named) for key, named in groups.items()})]
-    blocks += [_per_class(key, named, width) for key, named in groups.items() if _classes(named)]
+    blocks += [_per_class(key, named, width) for key, named in groups.items() if _measured(named)]
     reasons = _reasons(groups)
     return "\n\n".join([*blocks, *([reasons] if reasons else [])])
 
@@ -48,6 +48,11 @@ def _by_task(metrics: Mapping[str, Metric]) -> dict[tuple[str, str], _Named]:
 
 def _whole(named: _Named) -> _Named:
     return {name: metric for name, metric in named.items() if "/" not in name}
+
+
+def _measured(named: _Named) -> bool:
+    """Whether a class has a number that is a measurement: a table of reasoned zeros says nothing new."""
+    return any("/" in name and metric.reason is None for name, metric in named.items())
 
 
 def _classes(named: _Named) -> dict[str, _Named]:

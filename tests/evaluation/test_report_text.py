@@ -46,7 +46,10 @@ def test_reasons_stand_below_once_each():
         "val/a/AP/cat": Metric(0.0, reason="no detections of this class"),
         "val/a/AP50/cat": Metric(0.0, reason="no detections of this class"),
     }
-    assert report_text(metrics).splitlines()[-2:] == [
+    assert report_text(metrics).splitlines() == [
+        "dataset  task     AP   AP50",
+        "val      a     0.000  0.000",
+        "",
         "val/a: no detections in 3 images (AP, AP50)",
         "val/a: no detections of this class (cat)",
     ]

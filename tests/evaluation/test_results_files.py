@@ -87,3 +87,10 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(MtlRcnnError, match=r"file/metrics\.json: cannot be written"):
         write_json(tmp_path / "file" / "metrics.json", {})
+
+
+def test_a_write_that_fails_half_way_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(MtlRcnnError, match=r"metrics\.json: cannot be written"):
+        write_json(tmp_path / "metrics.json", {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
