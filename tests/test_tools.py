@@ -108,6 +108,19 @@ def test_a_killed_run_on_real_images_resumes_and_equals_the_uninterrupted_one(co
     assert "coco_2017_val/detection/AP" in metrics[0]
 
 
+@pytest.mark.slow
+def test_a_diverged_run_ends_all_ranks_with_one_message(toy: Toy, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    diverging = ["data.val=[]", "solver.lr=1e12", "solver.batch_size=4", "solver.max_iter=20"]
+    results = run_ranks(train_command(toy, folder, *diverging), world=2, timeout=120)
+    assert all(status != 0 for status, _ in results)
+    said = "".join(output for _, output in results)
+    assert said.count("\nerror on rank") == 1, said
+    assert "images: toy/" in said
+    (path, *_) = (folder / "failures").glob("iteration_*_rank_*.pt")
+    assert str(path.parent) in said
+
+
 def _check_killed_equals_whole(
     commands: list[list[str]], folders: tuple[Path, Path], first_checkpoint: int, last: int
 ) -> None:
