@@ -361,7 +361,7 @@ class KeypointTask(RoiTask):
         none = raw.new_zeros(0, dtype=torch.int64)
         targets = torch.cat([target.flatten() for target, _ in pairs] or [none])
         visible = torch.nonzero(torch.cat([valid.flatten() for _, valid in pairs] or [none])).squeeze(1)
-        logits = full_precision(raw.view(raw.shape[0] * raw.shape[1], side * side)[visible])
+        logits = full_precision(raw.reshape(raw.shape[0] * raw.shape[1], side * side)[visible])
         loss = F.cross_entropy(logits, targets[visible], reduction="sum")
         count = len(visible)
         if self.normalize_by == "regions":
