@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn import config
 from mtl_rcnn.config.checks import check
@@ -46,10 +46,10 @@ def tree(tmp_path: Path) -> Path:
     return folder
 
 
-def experiment(tree: Path, text: str, *overrides: str) -> None:
-    """Composes and checks with an experiment file of this text."""
+def experiment(tree: Path, text: str, *overrides: str) -> DictConfig:
+    """The configuration with an experiment file of this text, checked."""
     (tree / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
-    config.compose("train", ["experiment=mine", *overrides], tree)
+    return config.compose("train", ["experiment=mine", *overrides], tree)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,13 @@ def test_a_fault_in_an_experiment_is_named(tree: Path, text: str, said: str) -> 
     ],
 )
 def test_what_an_experiment_may_set(tree: Path, text: str) -> None:
-    experiment(tree, text)
+    wanted = OmegaConf.create(text)
+    found = experiment(tree, text)
+    assert OmegaConf.merge(found, wanted) == found
 
 
 def test_settings_of_a_deselected_task_can_be_dropped(tree: Path) -> None:
-    experiment(tree, "tasks: {b: {depth: 3}}", "~tasks.b")
+    assert "b" not in experiment(tree, "tasks: {b: {depth: 3}}", "~tasks.b").tasks
 
 
 @pytest.mark.parametrize(
