@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from mtl_rcnn.modeling.roi_align import parallelize
 from mtl_rcnn.modeling.rpn import ignored
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import (
@@ -152,12 +153,13 @@ class MultiTaskROIHeads(ROIHeads):
 
 def build_pooler(task: RegionTask, features: Mapping[str, ShapeSpec]) -> ROIPooler:
     """RoIAlign (half-pixel aligned) over the task's pyramid levels."""
-    return ROIPooler(
+    pooler = ROIPooler(
         output_size=task.pooler_resolution,
         scales=tuple(1.0 / features[name].stride for name in task.in_features),
         sampling_ratio=task.pooler_sampling_ratio,
         pooler_type="ROIAlignV2",
     )
+    return parallelize(pooler)
 
 
 def _boxes(regions: list[Instances]) -> list[Boxes]:
