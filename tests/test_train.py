@@ -56,10 +56,12 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
         assert said in log
 
 
+@pytest.mark.parametrize("channels_last", ["false", "true"])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels_last: str
 ) -> None:
-    whole = train(toy_config(toy, tmp_path / "whole")).folder
+    layout = f"model.channels_last={channels_last}"
+    whole = train(toy_config(toy, tmp_path / "whole", layout)).folder
     step = Trainer.run_step
 
     def interrupted(self: Trainer) -> None:
@@ -70,14 +72,23 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(toy_config(toy, tmp_path / "halves"))
+            train(toy_config(toy, tmp_path / "halves", layout))
     torch.rand(3)  # no random state may matter
-    halves = train(toy_config(toy, tmp_path / "halves")).folder
+    halves = train(toy_config(toy, tmp_path / "halves", layout)).folder
     first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
     for part in ("model", "optimizer", "best"):
         assert _equal(first[part], second[part]), part
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
     assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()
+
+
+def test_the_memory_layout_changes_rounding_only(toy: Toy, tmp_path: Path) -> None:
+    runs = [
+        train(toy_config(toy, tmp_path / layout, f"model.channels_last={layout}", "data.val=[]")).folder
+        for layout in ("false", "true")
+    ]
+    plain, last = (read_metrics(folder / "metrics.jsonl")[0] for folder in runs)
+    assert last["total"] == pytest.approx(plain["total"], rel=1e-5)
 
 
 def test_bfloat16_trains_and_stays_near_float32(toy: Toy, tmp_path: Path) -> None:

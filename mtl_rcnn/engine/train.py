@@ -64,7 +64,8 @@ def train(cfg: DictConfig) -> Outcome:
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
         sets = evaluation_sets(cfg, val_datasets(cfg, label_space), label_space, ranks)
-        model = build_model(cfg, label_space).to(ranks.device)
+        layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
+        model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
         optimizer = build_optimizer(model, cfg.solver)
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
         start = _start(cfg, checkpointer, model, optimizer, label_space)
