@@ -17,7 +17,7 @@ $(STAMP): requirements.txt setup.py $(wildcard third_party/detectron2/*.toml thi
 	$(RUN) tools/setup_environment.py
 	touch $(STAMP)
 
-demo: setup ## the main job on generated scenes: train, evaluate, export, predict (outputs/demo, about 10 minutes on 2 cores)
+demo: setup ## the main job on generated scenes: train, evaluate, export, predict (outputs/demo, about 12 minutes on 2 cores)
 	$(RUN) tools/demo.py
 
 test: setup ## all tests

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, build_model as build_stock_model
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import build_model as build_stock_model
 from omegaconf import DictConfig
 
 from mtl_rcnn.config import compose
