@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
 from mtl_rcnn.config.origins import Origins
+from mtl_rcnn.config.solver_checks import check_solver
 from mtl_rcnn.config.trust import TARGET, check_targets
 from mtl_rcnn.errors import ConfigError
 
@@ -34,6 +35,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     check_targets(cfg)
     for key, rule in _RULES.items():
         _check_value(cfg, key, rule)
+    check_solver(cfg)
 
 
 def _check_tasks(cfg: DictConfig, origins: Origins | None) -> None:
@@ -111,6 +113,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(_is_number(entry) for entry in value)
+
+
 def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return " or ".join(names), lambda value: value in names
 
@@ -133,7 +139,14 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.batch_size": _POSITIVE_COUNT,
     "solver.max_iter": _POSITIVE_COUNT,
     "solver.lr": _POSITIVE,
+    "solver.optimizer": _one_of("sgd", "adamw"),
     "solver.momentum": _FRACTION,
+    "solver.betas": ("two numbers of at least 0 and below 1", lambda v: _is_pair(v) and all(0 <= b < 1 for b in v)),
+    "solver.eps": _POSITIVE,
+    "solver.layer_decay": (
+        "null or a number above 0 and at most 1",
+        lambda v: v is None or (_is_number(v) and 0 < v <= 1),
+    ),
     "solver.weight_decay": _AT_LEAST_0,
     "solver.weight_decay_norm": _AT_LEAST_0,
     "solver.schedule": _one_of("multistep", "cosine"),

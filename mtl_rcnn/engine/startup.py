@@ -39,8 +39,7 @@ def label_report(labels: Sequence[LabelRow]) -> str:
 
 def parameter_report(model: MultiTaskRCNN) -> str:
     """Trainable and frozen parameters of the trunk and of each task."""
-    parts: dict[str, nn.Module] = {"trunk": model.backbone, **{task.name: task for task in model.tasks()}}
-    rows = [(name, *_count(module)) for name, module in parts.items()]
+    rows = [(name, *_count(module)) for name, module in model.parts().items()]
     rows.append(("all", *_count(model)))
     return tabulate(
         [(name, f"{t:,}", f"{f:,}") for name, t, f in rows],

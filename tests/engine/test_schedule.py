@@ -17,7 +17,12 @@ from mtl_rcnn.errors import CheckpointError, ConfigError
 SOLVER = {
     "lr": 0.02,
     "max_iter": 60,
+    "optimizer": "sgd",
     "momentum": 0.9,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "lr_factors": {},
+    "layer_decay": None,
     "nesterov": False,
     "weight_decay": 1e-4,
     "weight_decay_norm": 0.0,
@@ -121,6 +126,10 @@ def test_every_trainable_parameter_once() -> None:
         ({"momentum": 0, "nesterov": True}, r"solver\.nesterov"),
         ({"weight_decay": -1}, r"solver\.weight_decay:"),
         ({"weight_decay_norm": -1}, r"solver\.weight_decay_norm"),
+        ({"optimizer": "adam"}, r"solver\.optimizer: expected one of sgd, adamw, got 'adam'"),
+        ({"betas": [0.9]}, r"solver\.betas: expected two numbers"),
+        ({"betas": [0.9, 1.0]}, r"solver\.betas: expected two numbers"),
+        ({"eps": 0}, r"solver\.eps"),
     ],
 )
 def test_wrong_solver_names_the_key(change: dict, message: str) -> None:
