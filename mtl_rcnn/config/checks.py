@@ -137,6 +137,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.workers": _COUNT,
     "data.window": _POSITIVE_COUNT,
     "solver.batch_size": _POSITIVE_COUNT,
+    "solver.accumulate": _POSITIVE_COUNT,
     "solver.max_iter": _POSITIVE_COUNT,
     "solver.lr": _POSITIVE,
     "solver.optimizer": _one_of("sgd", "adamw"),

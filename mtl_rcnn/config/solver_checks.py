@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.keys import nearest
 from mtl_rcnn.errors import ConfigError
@@ -21,6 +21,7 @@ def check_solver(cfg: DictConfig) -> None:
     solver = cfg.get("solver")
     if isinstance(solver, DictConfig):
         _check_lr_factors(cfg, solver)
+        _check_accumulate(cfg, solver)
 
 
 def _check_lr_factors(cfg: DictConfig, solver: DictConfig) -> None:
@@ -32,3 +33,18 @@ def _check_lr_factors(cfg: DictConfig, solver: DictConfig) -> None:
             raise ConfigError(f"solver.lr_factors: the network has no part '{name}'; {hint}")
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
             raise ConfigError(f"solver.lr_factors.{name}={factor}: expected a number above 0")
+
+
+def _check_accumulate(cfg: DictConfig, solver: DictConfig) -> None:
+    number = solver.get("accumulate", 1)
+    if number == 1:
+        return
+    if "batch_size" in solver and solver.batch_size % number:
+        raise ConfigError(
+            f"solver.accumulate={number}: solver.batch_size={solver.batch_size} images cannot be cut into {number} "
+            "micro-batches of equal size"
+        )
+    if OmegaConf.select(cfg, "model.sampling", default="keyed") != "keyed":
+        raise ConfigError(
+            f"solver.accumulate={number}: needs model.sampling=keyed, whose draws repeat, not {cfg.model.sampling}"
+        )

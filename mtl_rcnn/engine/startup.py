@@ -52,10 +52,11 @@ def parameter_report(model: MultiTaskRCNN) -> str:
 def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
     """The batch, the learning rate and the length of the run in one line."""
     solver = cfg.solver
-    share = solver.batch_size // ranks.world
+    share = solver.batch_size // ranks.world // solver.accumulate
+    parts = f" x {solver.accumulate} micro-batches" if solver.accumulate > 1 else ""
     epochs = solver.max_iter * solver.batch_size / max(images, 1)
     return (
-        f"batch {ranks.world} ranks x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} "
+        f"batch {ranks.world} ranks{parts} x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} "
         f"iterations "
         f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
     )

@@ -215,6 +215,7 @@ def _trainer(
         cfg.solver.clip_gradients,
         Stopwatch(cfg.solver.batch_size, cfg.solver.max_iter, ranks.device),
         (folder / "failures", OmegaConf.to_container(cfg, resolve=True), label_space),
+        cfg.solver.accumulate,
     )
 
 
