@@ -56,10 +56,24 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
         assert said in log
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        (
+            "solver.optimizer=adamw",
+            "solver.lr=0.001",
+            "solver.layer_decay=0.8",
+            "solver.accumulate=2",
+            "solver.ema=0.9",
+        ),
+    ],
+    ids=["plain", "everything"],
+)
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, ...], toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(toy_config(toy, tmp_path / "whole")).folder
+    whole = train(toy_config(toy, tmp_path / "whole", *options)).folder
     step = Trainer.run_step
 
     def interrupted(self: Trainer) -> None:
@@ -70,11 +84,11 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(toy_config(toy, tmp_path / "halves"))
+            train(toy_config(toy, tmp_path / "halves", *options))
     torch.rand(3)  # no random state may matter
-    halves = train(toy_config(toy, tmp_path / "halves")).folder
+    halves = train(toy_config(toy, tmp_path / "halves", *options)).folder
     first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
-    for part in ("model", "optimizer", "best"):
+    for part in ("model", "optimizer", "best", "ema"):
         assert _equal(first[part], second[part]), part
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
     assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
+from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.run import open_run, versions
@@ -36,6 +38,9 @@ from mtl_rcnn.evaluation.report import report_text
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
+
+_RESUMED = ("best", "balancing", "ema")
+"""Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
 
 @dataclass
@@ -99,11 +104,13 @@ def _run(
             "label_space": label_space.state(),
             "config": OmegaConf.to_container(cfg, resolve=True),
             "versions": versions(),
+            "ema": trainer.average.state_dict() if trainer.average else None,
         }
 
     def evaluate_network(iteration: int) -> Mapping[str, Metric]:
-        share_buffers(trainer.network)
-        metrics = evaluate(trainer.network, sets, folder)
+        with trainer.average.applied() if trainer.average else nullcontext():
+            share_buffers(trainer.network)
+            metrics = evaluate(trainer.network, sets, folder)
         if metrics:
             logger.info("iteration %d\n%s", iteration, report_text(metrics))
         return metrics
@@ -152,7 +159,7 @@ def _start(
     optimizer: torch.optim.Optimizer,
     label_space: LabelSpace,
 ) -> dict[str, Any]:
-    """Resumes, loads weights, or starts at random; returns iteration, best result and balancer state."""
+    """Resumes, loads weights, or starts at random; returns the iteration and the states of `_RESUMED`."""
     resume = cfg.checkpoint.resume
     path = checkpointer.latest() if resume in ("auto", False) else Path(resume)
     if path is not None and resume is False:
@@ -162,14 +169,14 @@ def _start(
     if path is None:
         if cfg.checkpoint.weights:
             _load_initial(cfg, model, label_space)
-        return {"iteration": 0, "best": None, "balancing": None}
+        return {"iteration": 0, **dict.fromkeys(_RESUMED)}
     state = checkpoints.load(path)
     check_label_space(state["label_space"], label_space, str(path))
     _check_same_stream(cfg, state["config"], path)
     load_weights(model, state["model"], str(path))
     load_optimizer(optimizer, state["optimizer"], str(path))
     logger.info("resuming from %s after iteration %d", path, state["iteration"])
-    return {key: state[key] for key in ("iteration", "best", "balancing")}
+    return {key: state[key] for key in ("iteration", *_RESUMED)}
 
 
 def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> None:
@@ -177,7 +184,7 @@ def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace
     state = checkpoints.load(path)
     if not cfg.checkpoint.reinit:
         check_label_space(state["label_space"], label_space, str(path))
-    reports = load_weights(model, state["model"], str(path), list(cfg.checkpoint.reinit))
+    reports = load_weights(model, checkpoints.trained_weights(state), str(path), list(cfg.checkpoint.reinit))
     logger.info("weights from %s\n%s", path, format_report(reports))
 
 
@@ -216,7 +223,18 @@ def _trainer(
         Stopwatch(cfg.solver.batch_size, cfg.solver.max_iter, ranks.device),
         (folder / "failures", OmegaConf.to_container(cfg, resolve=True), label_space),
         cfg.solver.accumulate,
+        _average(cfg, model, start["ema"]),
     )
+
+
+def _average(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | None) -> WeightAverage | None:
+    """The average of the weights, if the configuration wants one, as a checkpoint left it."""
+    if cfg.solver.ema is None:
+        return None
+    average = WeightAverage(model, cfg.solver.ema)
+    if state is not None:
+        average.load_state_dict(state, "the checkpoint's average (ema)")
+    return average
 
 
 def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:

@@ -16,6 +16,7 @@ from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.losses import ReducedLosses, faulty_parts, reduce_losses
 from mtl_rcnn.engine.replay import save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
@@ -40,6 +41,7 @@ class Trainer(TrainerBase):
         watch: measures the steps.
         failure: what to save beside the batch when a step fails: folder, configuration, classes.
         accumulate: micro-batches into which this rank's share of a batch is cut; only one has its graph in memory.
+        average: of the weights, kept up to date.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class Trainer(TrainerBase):
         watch: Stopwatch,
         failure: tuple[Path, dict[str, Any], LabelSpace],
         accumulate: int = 1,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
-        self.watch, self.failure, self.accumulate = watch, failure, accumulate
+        self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm; the same on every rank."""
 
@@ -78,6 +81,8 @@ class Trainer(TrainerBase):
         reduced, logs = self._backward(samples)
         norm = clip_gradients(self.network.parameters(), self.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.iter)
         weights = self.balancer.weights()
         weighted = {name: value * weights[name] for name, value in reduced.values.items()}
         self.scalars = {"total": sum(weighted.values()), **reduced.values, "lr": lr, "grad_norm": float(norm)}

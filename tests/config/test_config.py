@@ -60,6 +60,7 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
         ("+solver.lr_factors.trnk=2", "solver.lr_factors: the network has no part 'trnk'; did you mean 'trunk'?"),
         ("+solver.lr_factors.trunk=0", "solver.lr_factors.trunk=0: expected a number above 0"),
         ("solver.accumulate=3", "solver.accumulate=3: solver.batch_size=16 images cannot be cut into 3 micro-batches"),
+        ("solver.ema=1", "solver.ema=1: expected null or a number of at least 0 and below 1"),
         ("solver.batch_size=two", "solver.batch_size=two: expected a whole number"),
         ("data=base", "data.root has no value"),
         ("+hook._target_=os.system", "the package 'os' is not trusted"),
