@@ -39,7 +39,7 @@ def make_trainer(
         distribute(model, ranks),
         balancer,
         torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.01, momentum=0.9),
-        LrSchedule(lr=0.01, max_iter=100),
+        LrSchedule(lr=options.pop("lr", 0.01), max_iter=100),
         iter(batches),
         ranks,
         options.pop("precision", None),

@@ -67,8 +67,9 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
             "solver.accumulate=2",
             "solver.ema=0.9",
         ),
+        ("solver.precision=float16",),
     ],
-    ids=["plain", "everything"],
+    ids=["plain", "everything", "float16"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     options: tuple[str, ...], toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,16 +89,18 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     torch.rand(3)  # no random state may matter
     halves = train(toy_config(toy, tmp_path / "halves", *options)).folder
     first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
-    for part in ("model", "optimizer", "best", "ema"):
+    assert (first["scaler"] is not None) == ("solver.precision=float16" in options)
+    for part in ("model", "optimizer", "best", "ema", "scaler"):
         assert _equal(first[part], second[part]), part
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
     assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()
 
 
-def test_bfloat16_trains_and_stays_near_float32(toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_trains_and_stays_near_float32(half: str, toy: Toy, tmp_path: Path) -> None:
     runs = [
         train(toy_config(toy, tmp_path / precision, f"solver.precision={precision}", "data.val=[]")).folder
-        for precision in ("float32", "bfloat16")
+        for precision in ("float32", half)
     ]
     exact, rough = (read_metrics(folder / "metrics.jsonl")[0] for folder in runs)
     assert exact != rough

@@ -156,7 +156,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.warmup_factor": _FRACTION,
     "solver.clip_gradients": ("null or a number above 0", lambda v: v is None or (_is_number(v) and v > 0)),
     "solver.ema": ("null or a number of at least 0 and below 1", lambda v: v is None or (_is_number(v) and 0 <= v < 1)),
-    "solver.precision": _one_of("float32", "bfloat16"),
+    "solver.precision": _one_of("float32", "bfloat16", "float16"),
     "solver.eval_period": _COUNT,
     "solver.checkpoint_period": _COUNT,
     "solver.log_period": _POSITIVE_COUNT,

@@ -38,7 +38,8 @@ class ReducedLosses:
         """What another micro-batch of this rank adds to the scalar that is minimised.
 
         Only its gradient means anything: that of sum_i w_i L_i, where w_i is the balancer's gradient with respect to
-        the whole batch's loss i. Call it after the first micro-batch's backward pass, which leaves w_i in `losses`.
+        the whole batch's loss i. Call it after the first micro-batch's backward pass, which leaves w_i in `losses`,
+        scaled as that pass was.
         """
         weights = {
             name: torch.zeros_like(loss) if loss.grad is None else loss.grad for name, loss in self.losses.items()

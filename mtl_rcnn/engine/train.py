@@ -39,7 +39,7 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
 
-_RESUMED = ("best", "balancing", "ema")
+_RESUMED = ("best", "balancing", "scaler", "ema")
 """Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
 
@@ -98,7 +98,7 @@ def _run(
             "model": trainer.network.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": None,
-            "scaler": None,
+            "scaler": trainer.scaler.state_dict() if trainer.scaler.is_enabled() else None,
             "balancing": trainer.balancer.state_dict(),
             "best": evaluation.best if evaluation else None,
             "label_space": label_space.state(),
@@ -211,7 +211,7 @@ def _trainer(
 ) -> Trainer:
     if cfg.solver.precision not in PRECISIONS:
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
-    return Trainer(
+    trainer = Trainer(
         distribute(model, ranks),
         build_balancer(cfg, model, start["balancing"]).to(ranks.device),
         optimizer,
@@ -225,6 +225,9 @@ def _trainer(
         cfg.solver.accumulate,
         _average(cfg, model, start["ema"]),
     )
+    if start["scaler"] is not None:
+        trainer.scaler.load_state_dict(start["scaler"])
+    return trainer
 
 
 def _average(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | None) -> WeightAverage | None:

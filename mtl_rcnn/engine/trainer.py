@@ -24,7 +24,7 @@ from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer(TrainerBase):
@@ -36,7 +36,8 @@ class Trainer(TrainerBase):
         optimizer, schedule: of the run.
         batches: this rank's batches, endless.
         ranks: this process among all.
-        precision: autocast type of the forward pass, None for float32.
+        precision: autocast type of the forward pass, None for float32. Under float16 the loss is scaled, lest small
+            gradients become 0, and a step whose gradients overflow changes no weight.
         clip: largest L2 norm of the whole gradient, None for no limit.
         watch: measures the steps.
         failure: what to save beside the batch when a step fails: folder, configuration, classes.
@@ -63,6 +64,7 @@ class Trainer(TrainerBase):
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
         self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm; the same on every rank."""
 
@@ -79,13 +81,12 @@ class Trainer(TrainerBase):
         lr = self.schedule.apply(self.optimizer, self.iter)
         self.optimizer.zero_grad(set_to_none=True)
         reduced, logs = self._backward(samples)
-        norm = clip_gradients(self.network.parameters(), self.clip)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.iter)
+        norm = self._update()
         weights = self.balancer.weights()
         weighted = {name: value * weights[name] for name, value in reduced.values.items()}
         self.scalars = {"total": sum(weighted.values()), **reduced.values, "lr": lr, "grad_norm": float(norm)}
+        if self.scaler.is_enabled():
+            self.scalars["loss_scale"] = self.scaler.get_scale()
         if self.ranks.world == self.accumulate == 1:  # of a part of the batch they would mean something else
             self.scalars |= {name: float(value) for name, value in logs.items()}
         self.watch.end()
@@ -103,12 +104,22 @@ class Trainer(TrainerBase):
             reduced = reduce_losses(sums, samples, self.ranks, counted)
             if reduced.faulty_ranks:
                 self._fail(parts, [sums, *counted])
-            self.balancer(reduced.losses, reduced.valid).backward()
+            self.scaler.scale(self.balancer(reduced.losses, reduced.valid)).backward()
         for index, part in enumerate(parts[1:], 2):
             with self._communicating(index == len(parts)):
                 sums, _ = self._forward(self.model, part)
                 reduced.further(sums).backward()
         return reduced, logs
+
+    def _update(self) -> torch.Tensor:
+        """One step of the optimizer; returns the gradient's norm, () and not finite where float16 overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.network.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.iter)
+        return norm
 
     def _count(self, samples: Sequence[Sample]) -> Losses:
         """Sums and counts of a micro-batch; leaves no graph, and no trace in batch norm's statistics."""
