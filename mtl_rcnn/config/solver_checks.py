@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
+from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.keys import nearest
 from mtl_rcnn.errors import ConfigError
 
@@ -22,6 +23,8 @@ def check_solver(cfg: DictConfig) -> None:
     if isinstance(solver, DictConfig):
         _check_lr_factors(cfg, solver)
         _check_accumulate(cfg, solver)
+        _check_steps(solver)
+        _check_early_stop(cfg, solver)
 
 
 def _check_lr_factors(cfg: DictConfig, solver: DictConfig) -> None:
@@ -48,3 +51,24 @@ def _check_accumulate(cfg: DictConfig, solver: DictConfig) -> None:
         raise ConfigError(
             f"solver.accumulate={number}: needs model.sampling=keyed, whose draws repeat, not {cfg.model.sampling}"
         )
+
+
+def _check_steps(solver: DictConfig) -> None:
+    for step in solver.get("steps") or ():
+        if isinstance(step, str) and not is_epochs(step):
+            raise ConfigError(
+                f"solver.steps: {step!r} is neither an iteration (1, 2, ...), nor epochs such as 8ep, nor a fraction "
+                "of max_iter in (0, 1)"
+            )
+
+
+def _check_early_stop(cfg: DictConfig, solver: DictConfig) -> None:
+    metric = OmegaConf.select(solver, "early_stop.metric")
+    if metric is None:
+        return
+    if solver.get("eval_period") == 0:
+        raise ConfigError(
+            f"solver.early_stop.metric={metric}: needs evaluations on the way; set solver.eval_period > 0"
+        )
+    if not OmegaConf.select(cfg, "data.val"):
+        raise ConfigError(f"solver.early_stop.metric={metric}: there is no evaluation set; give one with data.val")

@@ -6,6 +6,7 @@ A checkpoint is one dict of plain values and tensors:
     model, optimizer, schedule, scaler, balancing: their state dicts (None where there is nothing)
     ema: the average of the weights, which evaluation uses in place of `model`; None without one
     best: the best validation result so far, None before the first
+    early_stop: `EarlyStop.state`, None without one
     label_space: `LabelSpace.state()`
     config: the run's configuration as plain values
     versions: {package: version} that wrote it
@@ -34,9 +35,9 @@ __all__ = ["FORMAT", "KEYS", "Checkpointer", "load", "save", "trained_weights"]
 FORMAT = 1
 KEYS = (
     *("format", "iteration", "model", "optimizer", "schedule", "scaler", "balancing"),
-    *("best", "label_space", "config", "versions", "ema"),
+    *("best", "label_space", "config", "versions", "ema", "early_stop"),
 )
-_LATER = ("ema",)
+_LATER = ("ema", "early_stop")
 """Keys that files written before there were such things lack: there they are None."""
 _POINTER = "last_checkpoint"
 _BEST = "model_best.pth"

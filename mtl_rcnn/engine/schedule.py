@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from mtl_rcnn.engine.lr_factors import lr_factors
 from mtl_rcnn.errors import CheckpointError, ConfigError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "LrSchedule", "build_optimizer", "clip_gradients", "load_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "LrSchedule",
+    "build_optimizer",
+    "clip_gradients",
+    "effective_lr",
+    "load_optimizer",
+]
 
 SCHEDULES = ("multistep", "cosine")
 OPTIMIZERS = ("sgd", "adamw")
@@ -53,7 +61,7 @@ class LrSchedule:
 
     @staticmethod
     def from_config(solver: Mapping[str, Any]) -> LrSchedule:
-        """Reads the `solver` node. Raises ConfigError naming the key."""
+        """Reads the `solver` node, whose lengths are iterations. Raises ConfigError naming the key."""
         _check_positive(solver, "lr", "max_iter")
         if solver["schedule"] not in SCHEDULES:
             raise ConfigError(f"solver.schedule: expected one of {', '.join(SCHEDULES)}, got {solver['schedule']!r}")
@@ -63,7 +71,7 @@ class LrSchedule:
                 f"got {solver['warmup_iters']} and {solver['warmup_factor']}"
             )
         return LrSchedule(
-            lr=float(solver["lr"]),
+            lr=effective_lr(solver),
             max_iter=int(solver["max_iter"]),
             name=solver["schedule"],
             steps=_steps(solver["steps"] or (), int(solver["max_iter"])) if solver["schedule"] == "multistep" else (),
@@ -96,6 +104,13 @@ class LrSchedule:
         return self.gamma ** bisect_right(self.steps, iteration)
 
 
+def effective_lr(solver: Mapping[str, Any]) -> float:
+    """`solver.lr`, in proportion to the batch where `solver.reference_batch_size` says for which batch it is meant
+    (the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD, 2017)."""
+    reference = solver["reference_batch_size"]
+    return float(solver["lr"]) * (1.0 if reference is None else solver["batch_size"] / reference)
+
+
 def build_optimizer(model: nn.Module, solver: Mapping[str, Any]) -> torch.optim.Optimizer:
     """SGD or AdamW over every trainable parameter, each once, frozen ones left out.
 
@@ -114,9 +129,10 @@ def build_optimizer(model: nn.Module, solver: Mapping[str, Any]) -> torch.optim.
     groups = _groups(model, solver)
     if not groups:
         raise ConfigError("the model has no trainable parameter: something in the configuration freezes all of it")
+    lr = effective_lr(solver)
     if solver["optimizer"] == "adamw":
-        return torch.optim.AdamW(groups, lr=solver["lr"], betas=tuple(solver["betas"]), eps=solver["eps"])
-    return torch.optim.SGD(groups, lr=solver["lr"], momentum=solver["momentum"], nesterov=solver["nesterov"])
+        return torch.optim.AdamW(groups, lr=lr, betas=tuple(solver["betas"]), eps=solver["eps"])
+    return torch.optim.SGD(groups, lr=lr, momentum=solver["momentum"], nesterov=solver["nesterov"])
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from mtl_rcnn.config.diff import config_diff, format_diff
 from mtl_rcnn.data.coverage import LabelRow
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.schedule import effective_lr
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
@@ -55,8 +56,10 @@ def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
     share = solver.batch_size // ranks.world // solver.accumulate
     parts = f" x {solver.accumulate} micro-batches" if solver.accumulate > 1 else ""
     epochs = solver.max_iter * solver.batch_size / max(images, 1)
+    meant = solver.reference_batch_size
+    rate = f"lr {effective_lr(solver):g}" + (f" ({solver.lr:g} at a batch of {meant})" if meant is not None else "")
     return (
-        f"batch {ranks.world} ranks{parts} x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} "
+        f"batch {ranks.world} ranks{parts} x {share} images = {solver.batch_size}, {rate}, {solver.max_iter} "
         f"iterations "
         f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
     )

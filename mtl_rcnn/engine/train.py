@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtl_rcnn.balancing import Scalarizer
+from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.label_space import LabelSpace
@@ -22,6 +23,7 @@ from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
+from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
@@ -39,7 +41,7 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
 
-_RESUMED = ("best", "balancing", "scaler", "ema")
+_RESUMED = ("best", "balancing", "scaler", "ema", "early_stop")
 """Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
 
@@ -66,6 +68,7 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
         datasets, label_space = train_datasets(cfg)
+        cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
         sets = evaluation_sets(cfg, val_datasets(cfg, label_space), label_space, ranks)
@@ -91,6 +94,7 @@ def _run(
     folder: Path,
 ) -> Outcome:
     evaluation: EvaluationHook | None = None
+    early_stop = _early_stop(cfg, start["early_stop"])
 
     def state() -> dict[str, Any]:
         return {
@@ -105,6 +109,7 @@ def _run(
             "config": OmegaConf.to_container(cfg, resolve=True),
             "versions": versions(),
             "ema": trainer.average.state_dict() if trainer.average else None,
+            "early_stop": early_stop.state if early_stop else None,
         }
 
     def evaluate_network(iteration: int) -> Mapping[str, Metric]:
@@ -119,12 +124,20 @@ def _run(
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
         evaluation = EvaluationHook(
-            cfg.solver.eval_period, evaluate_network, writers, checkpointer, state, best_metric, start["best"]
+            cfg.solver.eval_period,
+            evaluate_network,
+            writers,
+            checkpointer,
+            state,
+            best_metric,
+            start["best"],
+            early_stop,
         )
         hooks.append(evaluation)
     hooks.append(CheckpointHook(cfg.solver.checkpoint_period, checkpointer, state))
     trainer.register_hooks(hooks)
-    trainer.train(start["iteration"], cfg.solver.max_iter)
+    over = early_stop is not None and early_stop.due  # it had ended early when it was resumed
+    trainer.train(start["iteration"], start["iteration"] if over else cfg.solver.max_iter)
     metrics = evaluation.metrics if evaluation else {}
     if evaluation and not metrics:  # resumed after its last iteration
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
@@ -238,6 +251,11 @@ def _average(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | N
     if state is not None:
         average.load_state_dict(state, "the checkpoint's average (ema)")
     return average
+
+
+def _early_stop(cfg: DictConfig, state: Mapping[str, Any] | None) -> EarlyStop | None:
+    node = cfg.solver.early_stop
+    return None if node.metric is None else EarlyStop(node.metric, node.patience, state)
 
 
 def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:

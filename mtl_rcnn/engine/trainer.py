@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,18 @@ class Trainer(TrainerBase):
     def network(self) -> nn.Module:
         """The network itself, without DDP."""
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Trains from `start_iter` steps done to `max_iter`, or until a hook lowers `self.max_iter`."""
+        with suppress(_EndedEarly):
+            super().train(start_iter, max_iter)
+
+    def after_step(self) -> None:
+        """Detectron2's hooks, and the end if one of them has said that this step was the last."""
+        planned = self.max_iter
+        super().after_step()
+        if self.iter + 1 == self.max_iter < planned:
+            raise _EndedEarly
 
     def run_step(self) -> None:
         """One batch: forward, losses over all ranks and micro-batches, balance, backward, update."""
@@ -164,6 +176,10 @@ class Trainer(TrainerBase):
             f"(lower solver.lr or set solver.clip_gradients if no image is at fault); "
             f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
         )
+
+
+class _EndedEarly(BaseException):
+    """Leaves Detectron2's loop, which knows no other end than its last iteration. Not an `Exception`: those it logs."""
 
 
 def split(samples: list[Sample], number: int) -> list[list[Sample]]:

@@ -61,6 +61,13 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
         ("+solver.lr_factors.trunk=0", "solver.lr_factors.trunk=0: expected a number above 0"),
         ("solver.accumulate=3", "solver.accumulate=3: solver.batch_size=16 images cannot be cut into 3 micro-batches"),
         ("solver.ema=1", "solver.ema=1: expected null or a number of at least 0 and below 1"),
+        (
+            "solver.max_iter=12epochs",
+            "solver.max_iter=12epochs: expected a whole number of at least 1, or epochs such as",
+        ),
+        ("solver.reference_batch_size=0", "solver.reference_batch_size=0: expected null or a whole number"),
+        ("solver.early_stop.metric=AP", "solver.early_stop.metric=AP: expected null or dataset/task/metric"),
+        ("solver.early_stop.patience=0", "solver.early_stop.patience=0: expected a whole number of at least 1"),
         ("solver.batch_size=two", "solver.batch_size=two: expected a whole number"),
         ("data=base", "data.root has no value"),
         ("+hook._target_=os.system", "the package 'os' is not trusted"),

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_lr_scheduler
 from torch import nn
 
@@ -15,6 +16,8 @@ from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, clip_gradients
 from mtl_rcnn.errors import CheckpointError, ConfigError
 
 SOLVER = {
+    "batch_size": 16,
+    "reference_batch_size": None,
     "lr": 0.02,
     "max_iter": 60,
     "optimizer": "sgd",
@@ -97,6 +100,16 @@ def test_fractions_are_of_max_iter() -> None:
 def test_wrong_schedule_names_the_key(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LrSchedule.from_config({**SOLVER, **change})
+
+
+def test_the_rate_scales_with_the_batch_as_in_detectron2() -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 8, 16, 0.02
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 2)
+    solver = {**SOLVER, "batch_size": scaled.SOLVER.IMS_PER_BATCH, "reference_batch_size": 16}
+    assert LrSchedule.from_config(solver).lr == scaled.SOLVER.BASE_LR == 0.005
+    assert build_optimizer(_Net(), solver).param_groups[0]["lr"] == 0.005
+    assert LrSchedule.from_config({**solver, "reference_batch_size": None}).lr == 0.02
 
 
 class _Net(nn.Module):
