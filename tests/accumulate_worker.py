@@ -20,6 +20,8 @@ from mtl_rcnn.engine.schedule import LrSchedule
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.train import distribute
 from mtl_rcnn.engine.trainer import Trainer
+from mtl_rcnn.engine.val_losses import validation_losses
+from mtl_rcnn.evaluation.inference import EvaluationSet
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 STEPS = 2
@@ -79,11 +81,20 @@ def train(pattern: str, ranks: Ranks, accumulate: int) -> dict[str, Any]:
     return {"model": trainer.network.state_dict(), "values": trainer.scalars, "buckets": buckets}
 
 
+def validation(ranks: Ranks) -> dict[str, float]:
+    """Validation losses of five images, shared out unevenly."""
+    samples = [[sample_of(index, ALL)] for index in range(5)]
+    mine = samples if ranks.world == 1 else [samples[:2], samples[2:]][ranks.rank]
+    found = validation_losses(network(), [EvaluationSet("some", [], {}, mine)], seed=0)
+    return {name: metric.value for name, metric in found.items()}
+
+
 def main(folder: str, accumulate: str) -> None:
     """Trains every pattern and writes the results."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     with distributed("cpu", timeout_s=100) as ranks, fail_together(ranks):
         results = {pattern: train(pattern, ranks, int(accumulate)) for pattern in PATTERNS}
+        results["validation"] = validation(ranks)
         torch.save(results, Path(folder) / f"world{ranks.world}_rank{ranks.rank}_accumulate{accumulate}.pt")
 
 

@@ -171,6 +171,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.eval_period": _LENGTH,
     "solver.checkpoint_period": _LENGTH,
     "solver.log_period": _POSITIVE_LENGTH,
+    "solver.val_losses": ("true or false", lambda v: isinstance(v, bool)),
     "solver.early_stop.metric": ("null or dataset/task/metric", lambda v: v is None or _is_metric(v)),
     "solver.early_stop.patience": _POSITIVE_COUNT,
 }

@@ -25,6 +25,8 @@ def check_solver(cfg: DictConfig) -> None:
         _check_accumulate(cfg, solver)
         _check_steps(solver)
         _check_early_stop(cfg, solver)
+        if solver.get("val_losses") and not OmegaConf.select(cfg, "data.val"):
+            raise ConfigError("solver.val_losses=true: there is no evaluation set; give one with data.val")
 
 
 def _check_lr_factors(cfg: DictConfig, solver: DictConfig) -> None:

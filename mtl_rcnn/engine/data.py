@@ -71,15 +71,25 @@ def train_loader(
 
 
 def evaluation_sets(
-    cfg: DictConfig, datasets: list[Dataset], label_space: LabelSpace, ranks: Ranks
+    cfg: DictConfig,
+    datasets: list[Dataset],
+    label_space: LabelSpace,
+    ranks: Ranks,
+    targets: Mapping[str, Target] | None = None,
 ) -> list[EvaluationSet]:
-    """Loader and evaluators of every evaluation set."""
-    mapper = build_mapper(cfg, {}, training=False)
+    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels."""
+
+    def loader(dataset: Dataset, mapper: Mapper) -> Loader:
+        return build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers)
+
+    plain = build_mapper(cfg, {}, training=False)
+    labelling = None if targets is None else build_mapper(cfg, targets, training=False, labels=True)
     return [
         EvaluationSet(
             dataset.name,
-            build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers),
+            loader(dataset, plain),
             build_evaluators(cfg, label_space, dataset.records),
+            None if labelling is None else loader(dataset, labelling),
         )
         for dataset in datasets
     ]

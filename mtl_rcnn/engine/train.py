@@ -18,6 +18,7 @@ from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
@@ -32,6 +33,7 @@ from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
+from mtl_rcnn.engine.val_losses import validation_losses
 from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
@@ -71,7 +73,7 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
-        sets = evaluation_sets(cfg, val_datasets(cfg, label_space), label_space, ranks)
+        sets = _evaluation_sets(cfg, targets, label_space, ranks)
         model = build_model(cfg, label_space).to(ranks.device)
         optimizer = build_optimizer(model, cfg.solver)
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
@@ -116,7 +118,9 @@ def _run(
         with trainer.average.applied() if trainer.average else nullcontext():
             share_buffers(trainer.network)
             metrics = evaluate(trainer.network, sets, folder)
+            losses = validation_losses(trainer.network, sets, cfg.seed)
         if metrics:
+            metrics |= losses
             logger.info("iteration %d\n%s", iteration, report_text(metrics))
         return metrics
 
@@ -143,6 +147,16 @@ def _run(
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
+
+
+def _evaluation_sets(
+    cfg: DictConfig, targets: Mapping[str, Target], label_space: LabelSpace, ranks: Ranks
+) -> list[EvaluationSet]:
+    datasets = val_datasets(cfg, label_space)
+    if not cfg.solver.val_losses:
+        return evaluation_sets(cfg, datasets, label_space, ranks)
+    label_table(datasets, targets)  # a faulty label is told before the training, not at the first evaluation
+    return evaluation_sets(cfg, datasets, label_space, ranks, targets)
 
 
 def resolved(cfg: DictConfig) -> DictConfig:

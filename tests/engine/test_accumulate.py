@@ -57,6 +57,14 @@ def test_gradients_are_communicated_once_per_step(pattern: str, results: dict[st
     assert len(cut) == len(once)
 
 
+def test_validation_losses_do_not_depend_on_the_ranks(results: dict[str, dict[str, Any]]) -> None:
+    one, *two = (
+        results[f"{name}_accumulate1"]["validation"] for name in ("world1_rank0", "world2_rank0", "world2_rank1")
+    )
+    assert len(one) >= 6
+    assert all(values == pytest.approx(one, rel=1e-9) for values in two)
+
+
 class _Uncertainty(Scalarizer):
     """Not linear in the losses, with parameters of its own: sum_i exp(-s_i) L_i^2 + s_i."""
 
