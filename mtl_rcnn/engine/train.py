@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +115,7 @@ def _run(
             "early_stop": early_stop.state if early_stop else None,
         }
 
-    def evaluate_network(iteration: int) -> Mapping[str, Metric]:
-        with trainer.average.applied() if trainer.average else nullcontext():
-            share_buffers(trainer.network)
-            metrics = evaluate(trainer.network, sets, folder)
-            losses = validation_losses(trainer.network, sets, cfg.seed)
-        if metrics:
-            metrics |= losses
-            logger.info("iteration %d\n%s", iteration, report_text(metrics))
-        return metrics
-
+    evaluate_network = partial(_evaluate, trainer, sets, folder, cfg.seed)
     hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
@@ -147,6 +139,20 @@ def _run(
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
+
+
+def _evaluate(
+    trainer: Trainer, sets: Sequence[EvaluationSet], folder: Path, seed: int, iteration: int
+) -> dict[str, Metric]:
+    """Metrics, and validation losses where asked for, on rank 0, {} elsewhere; of the average where there is one."""
+    with trainer.average.applied() if trainer.average else nullcontext():
+        share_buffers(trainer.network)
+        metrics = evaluate(trainer.network, sets, folder)
+        losses = validation_losses(trainer.network, sets, seed)
+    if metrics:
+        metrics |= losses
+        logger.info("iteration %d\n%s", iteration, report_text(metrics))
+    return metrics
 
 
 def _evaluation_sets(

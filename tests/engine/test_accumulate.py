@@ -3,6 +3,7 @@ once per step."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def test_the_counting_pass_leaves_no_trace_in_batch_norm() -> None:
         assert not torch.equal(norm.running_mean, before["running_mean"])
     for name, buffer in norm.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+def test_batch_norm_counts_each_micro_batch_once() -> None:
+    model = tiny_model(["detection"])
+    samples = [make_sample(seed, (64, 96), 2, labelled={"detection": True}) for seed in range(4)]
+    expected = copy.deepcopy(model).train()
+    for first in (0, 2):
+        expected(samples[first : first + 2])
+    make_trainer(model, [samples], ALONE, 2).run_step()
+    statistics = dict(model.named_buffers())
+    assert int(statistics["backbone.bottom_up.stem.conv1.norm.num_batches_tracked"]) == 2
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(statistics[name], buffer), name
 
 
 def test_batches_are_cut_in_order_and_evenly() -> None:
