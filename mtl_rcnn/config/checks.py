@@ -160,7 +160,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: v is None or (_is_number(v) and 0 < v <= 1),
     ),
     "solver.weight_decay": _AT_LEAST_0,
-    "solver.weight_decay_norm": _AT_LEAST_0,
+    "solver.weight_decay_norm": ("null or a number of at least 0", lambda v: v is None or _AT_LEAST_0[1](v)),
     "solver.schedule": _one_of("multistep", "cosine"),
     "solver.gamma": _POSITIVE,
     "solver.warmup_iters": _LENGTH,

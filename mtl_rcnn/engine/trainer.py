@@ -66,7 +66,8 @@ class Trainer(TrainerBase):
         self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
-        """Values of the last step, for the log: total, losses, learning rate, gradient norm; the same on every rank."""
+        """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
+        the loss; the same on every rank."""
 
     @property
     def network(self) -> nn.Module:

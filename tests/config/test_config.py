@@ -84,6 +84,12 @@ def test_a_mistake_is_one_line_and_comes_before_torch(override: str, said: str) 
     assert "torch imported: False" in out
 
 
+def test_normalisation_layers_may_share_the_common_weight_decay() -> None:
+    assert compose("train", ["data.root=x", "solver.weight_decay_norm=null"]).solver.weight_decay_norm is None
+    with pytest.raises(ConfigError, match=r"solver\.weight_decay_norm=-1: expected null or a number of at least 0"):
+        compose("train", ["data.root=x", "solver.weight_decay_norm=-1"])
+
+
 def test_an_error_of_the_tool_itself_is_one_line_too() -> None:
     status, _, err = run_tool("seed=7")
     assert (status, err) == (2, "error: image 3 is broken\n")

@@ -4,6 +4,7 @@ once per step."""
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,41 @@ def test_batch_norm_counts_each_micro_batch_once() -> None:
     assert int(statistics["backbone.bottom_up.stem.conv1.norm.num_batches_tracked"]) == 2
     for name, buffer in expected.named_buffers():
         assert torch.equal(statistics[name], buffer), name
+
+
+class _Saved:
+    """Bytes that autograd keeps for the backward pass: now, and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> Any:
+        kept, size = _Kept(tensor), tensor.numel() * tensor.element_size()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(kept, self.release, size)
+        return kept
+
+    def release(self, size: int) -> None:
+        self.now -= size
+
+
+class _Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_one_graph_at_a_time_is_in_memory() -> None:
+    samples = [make_sample(seed, (96, 128), 2, labelled={"detection": True}) for seed in range(4)]
+    peaks = []
+    for accumulate in (1, 4):
+        saved = _Saved()
+        trainer = make_trainer(tiny_model(["detection"]), [samples], ALONE, accumulate)
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept.tensor):
+            trainer.run_step()
+        assert saved.now == 0
+        peaks.append(saved.peak)
+    assert peaks[1] < 0.4 * peaks[0]
 
 
 def test_batches_are_cut_in_order_and_evenly() -> None:
