@@ -56,12 +56,26 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
         assert said in log
 
 
-@pytest.mark.parametrize("channels_last", ["false", "true"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        (
+            "solver.optimizer=adamw",
+            "solver.lr=0.001",
+            "solver.layer_decay=0.8",
+            "solver.accumulate=2",
+            "solver.ema=0.9",
+        ),
+        ("solver.precision=float16",),
+        ("model.channels_last=true",),
+    ],
+    ids=["plain", "everything", "float16", "channels_last"],
+)
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels_last: str
+    options: tuple[str, ...], toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = f"model.channels_last={channels_last}"
-    whole = train(toy_config(toy, tmp_path / "whole", layout)).folder
+    whole = train(toy_config(toy, tmp_path / "whole", *options)).folder
     step = Trainer.run_step
 
     def interrupted(self: Trainer) -> None:
@@ -72,11 +86,12 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(toy_config(toy, tmp_path / "halves", layout))
+            train(toy_config(toy, tmp_path / "halves", *options))
     torch.rand(3)  # no random state may matter
-    halves = train(toy_config(toy, tmp_path / "halves", layout)).folder
+    halves = train(toy_config(toy, tmp_path / "halves", *options)).folder
     first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
-    for part in ("model", "optimizer", "best"):
+    assert (first["scaler"] is not None) == ("solver.precision=float16" in options)
+    for part in ("model", "optimizer", "best", "ema", "scaler"):
         assert _equal(first[part], second[part]), part
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
     assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()
@@ -91,10 +106,11 @@ def test_the_memory_layout_changes_rounding_only(toy: Toy, tmp_path: Path) -> No
     assert last["total"] == pytest.approx(plain["total"], rel=1e-5)
 
 
-def test_bfloat16_trains_and_stays_near_float32(toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_trains_and_stays_near_float32(half: str, toy: Toy, tmp_path: Path) -> None:
     runs = [
         train(toy_config(toy, tmp_path / precision, f"solver.precision={precision}", "data.val=[]")).folder
-        for precision in ("float32", "bfloat16")
+        for precision in ("float32", half)
     ]
     exact, rough = (read_metrics(folder / "metrics.jsonl")[0] for folder in runs)
     assert exact != rough

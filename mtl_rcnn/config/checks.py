@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
 from mtl_rcnn.config.origins import Origins
+from mtl_rcnn.config.solver_checks import check_solver
 from mtl_rcnn.config.trust import TARGET, check_targets
 from mtl_rcnn.errors import ConfigError
 
@@ -34,6 +36,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     check_targets(cfg)
     for key, rule in _RULES.items():
         _check_value(cfg, key, rule)
+    check_solver(cfg)
 
 
 def _check_tasks(cfg: DictConfig, origins: Origins | None) -> None:
@@ -111,12 +114,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(_is_number(entry) for entry in value)
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, str) and value.count("/") >= 2
+
+
 def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return " or ".join(names), lambda value: value in names
 
 
 _COUNT = ("a whole number of at least 0", lambda v: _is_integer(v) and v >= 0)
 _POSITIVE_COUNT = ("a whole number of at least 1", lambda v: _is_integer(v) and v >= 1)
+_LENGTH = (f"{_COUNT[0]}, or epochs such as 12ep", lambda v: is_epochs(v) or _COUNT[1](v))
+_POSITIVE_LENGTH = (f"{_POSITIVE_COUNT[0]}, or epochs such as 12ep", lambda v: is_epochs(v) or _POSITIVE_COUNT[1](v))
 _POSITIVE = ("a number above 0", lambda v: _is_number(v) and v > 0)
 _AT_LEAST_0 = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 _FRACTION = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
@@ -131,19 +144,35 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.workers": _COUNT,
     "data.window": _POSITIVE_COUNT,
     "solver.batch_size": _POSITIVE_COUNT,
-    "solver.max_iter": _POSITIVE_COUNT,
+    "solver.accumulate": _POSITIVE_COUNT,
+    "solver.max_iter": _POSITIVE_LENGTH,
+    "solver.reference_batch_size": (
+        "null or a whole number of at least 1",
+        lambda v: v is None or _POSITIVE_COUNT[1](v),
+    ),
     "solver.lr": _POSITIVE,
+    "solver.optimizer": _one_of("sgd", "adamw"),
     "solver.momentum": _FRACTION,
+    "solver.betas": ("two numbers of at least 0 and below 1", lambda v: _is_pair(v) and all(0 <= b < 1 for b in v)),
+    "solver.eps": _POSITIVE,
+    "solver.layer_decay": (
+        "null or a number above 0 and at most 1",
+        lambda v: v is None or (_is_number(v) and 0 < v <= 1),
+    ),
     "solver.weight_decay": _AT_LEAST_0,
-    "solver.weight_decay_norm": _AT_LEAST_0,
+    "solver.weight_decay_norm": ("null or a number of at least 0", lambda v: v is None or _AT_LEAST_0[1](v)),
     "solver.schedule": _one_of("multistep", "cosine"),
     "solver.gamma": _POSITIVE,
-    "solver.warmup_iters": _COUNT,
+    "solver.warmup_iters": _LENGTH,
     "solver.warmup_factor": _FRACTION,
     "solver.clip_gradients": ("null or a number above 0", lambda v: v is None or (_is_number(v) and v > 0)),
-    "solver.precision": _one_of("float32", "bfloat16"),
-    "solver.eval_period": _COUNT,
-    "solver.checkpoint_period": _COUNT,
-    "solver.log_period": _POSITIVE_COUNT,
+    "solver.ema": ("null or a number of at least 0 and below 1", lambda v: v is None or (_is_number(v) and 0 <= v < 1)),
+    "solver.precision": _one_of("float32", "bfloat16", "float16"),
+    "solver.eval_period": _LENGTH,
+    "solver.checkpoint_period": _LENGTH,
+    "solver.log_period": _POSITIVE_LENGTH,
+    "solver.val_losses": ("true or false", lambda v: isinstance(v, bool)),
+    "solver.early_stop.metric": ("null or dataset/task/metric", lambda v: v is None or _is_metric(v)),
+    "solver.early_stop.patience": _POSITIVE_COUNT,
 }
 """Key -> what its value must be, in words and as a test. Keys that a configuration lacks are not checked."""

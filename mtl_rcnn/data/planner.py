@@ -103,12 +103,15 @@ class BatchPlanner:
         return batches
 
 
-def check_world(batch_size: int, world: int) -> None:
-    """Raises ConfigError if `batch_size` images cannot be shared evenly among `world` ranks."""
-    if batch_size % world:
+def check_world(batch_size: int, world: int, accumulate: int = 1) -> None:
+    """Raises ConfigError if `batch_size` images cannot be shared evenly among `world` ranks with `accumulate`
+    micro-batches each."""
+    shares = world * accumulate
+    if batch_size % shares:
+        parts = f" with solver.accumulate={accumulate} micro-batches each" if accumulate > 1 else ""
         raise ConfigError(
-            f"solver.batch_size={batch_size} cannot be shared by {world} ranks; choose a multiple of {world}, "
-            f"such as {max(1, batch_size // world) * world}"
+            f"solver.batch_size={batch_size} cannot be shared by {world} ranks{parts}; choose a multiple of {shares}, "
+            f"such as {max(1, batch_size // shares) * shares}"
         )
 
 

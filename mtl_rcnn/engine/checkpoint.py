@@ -4,7 +4,9 @@ A checkpoint is one dict of plain values and tensors:
     format: int, version of this layout
     iteration: int, number of training steps done
     model, optimizer, schedule, scaler, balancing: their state dicts (None where there is nothing)
+    ema: the average of the weights, which evaluation uses in place of `model`; None without one
     best: the best validation result so far, None before the first
+    early_stop: `EarlyStop.state`, None without one
     label_space: `LabelSpace.state()`
     config: the run's configuration as plain values
     versions: {package: version} that wrote it
@@ -28,13 +30,15 @@ from torch import Tensor, nn
 from mtl_rcnn.engine.distributed import barrier, broadcast_object, is_main
 from mtl_rcnn.errors import CheckpointError, ConfigError
 
-__all__ = ["FORMAT", "KEYS", "Checkpointer", "load", "save"]
+__all__ = ["FORMAT", "KEYS", "Checkpointer", "load", "save", "trained_weights"]
 
 FORMAT = 1
 KEYS = (
     *("format", "iteration", "model", "optimizer", "schedule", "scaler", "balancing"),
-    *("best", "label_space", "config", "versions"),
+    *("best", "label_space", "config", "versions", "ema", "early_stop"),
 )
+_LATER = ("ema", "early_stop")
+"""Keys that files written before there were such things lack: there they are None."""
 _POINTER = "last_checkpoint"
 _BEST = "model_best.pth"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
@@ -76,7 +80,12 @@ def load(path: Path) -> dict[str, Any]:
             f"({text.rstrip('.')}); {_advice(path)}"
         ) from error
     _check_layout(path, state)
-    return state
+    return {**dict.fromkeys(_LATER), **state}
+
+
+def trained_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a loaded checkpoint that evaluation used: the average where there is one."""
+    return state["model"] if state["ema"] is None else state["ema"]
 
 
 class Checkpointer:
@@ -172,8 +181,9 @@ def _check_layout(path: Path, state: Any) -> None:
         raise CheckpointError(
             f"{path}: has format {found}, this version of mtl_rcnn reads {FORMAT}; use the one that wrote it"
         )
-    if set(state) != set(KEYS):
-        raise CheckpointError(f"{path}: keys {sorted(set(state) ^ set(KEYS))} are missing or unknown; {_advice(path)}")
+    wrong = (set(state) ^ set(KEYS)) - (set(_LATER) - set(state))
+    if wrong:
+        raise CheckpointError(f"{path}: keys {sorted(wrong)} are missing or unknown; {_advice(path)}")
 
 
 def _advice(path: Path) -> str:

@@ -10,7 +10,7 @@ from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
-from mtl_rcnn.data.planner import BatchPlanner
+from mtl_rcnn.data.planner import BatchPlanner, check_world
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.engine.build import build_evaluators
@@ -57,7 +57,8 @@ def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
 def train_loader(
     cfg: DictConfig, datasets: list[Dataset], targets: Mapping[str, Target], start_iteration: int, ranks: Ranks
 ) -> Loader:
-    """This rank's endless batches."""
+    """This rank's endless batches. Raises ConfigError if they cannot be cut into `solver.accumulate` micro-batches."""
+    check_world(cfg.solver.batch_size, ranks.world, cfg.solver.accumulate)
     return build_train_loader(
         [record for dataset in datasets for record in dataset.records],
         build_mapper(cfg, targets, training=True),
@@ -70,15 +71,25 @@ def train_loader(
 
 
 def evaluation_sets(
-    cfg: DictConfig, datasets: list[Dataset], label_space: LabelSpace, ranks: Ranks
+    cfg: DictConfig,
+    datasets: list[Dataset],
+    label_space: LabelSpace,
+    ranks: Ranks,
+    targets: Mapping[str, Target] | None = None,
 ) -> list[EvaluationSet]:
-    """Loader and evaluators of every evaluation set."""
-    mapper = build_mapper(cfg, {}, training=False)
+    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels."""
+
+    def loader(dataset: Dataset, mapper: Mapper) -> Loader:
+        return build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers)
+
+    plain = build_mapper(cfg, {}, training=False)
+    labelling = None if targets is None else build_mapper(cfg, targets, training=False, labels=True)
     return [
         EvaluationSet(
             dataset.name,
-            build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers),
+            loader(dataset, plain),
             build_evaluators(cfg, label_space, dataset.records),
+            None if labelling is None else loader(dataset, labelling),
         )
         for dataset in datasets
     ]

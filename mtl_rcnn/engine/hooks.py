@@ -3,7 +3,6 @@ checkpoint knows everything that was written before it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ from detectron2.engine import HookBase
 
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.distributed import broadcast_object
+from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.progress import UserScalars, Writers
-from mtl_rcnn.errors import ConfigError
-from mtl_rcnn.evaluation.evaluator import Metric
+from mtl_rcnn.evaluation.evaluator import Metric, find_metric
 
 
 class WriteHook(HookBase):
@@ -42,6 +41,7 @@ class EvaluationHook(HookBase):
         checkpointer, state: save the best network.
         best_metric: "dataset/task/metric", or None to keep no best.
         best: the best result so far, of the checkpoint that the run resumes from.
+        early_stop: decides after each evaluation whether to go on.
     """
 
     def __init__(
@@ -53,9 +53,11 @@ class EvaluationHook(HookBase):
         state: Callable[[], dict[str, Any]],
         best_metric: str | None,
         best: dict[str, Any] | None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         self.period, self.evaluate, self.writers = period, evaluate, writers
         self.checkpointer, self.state, self.best_metric, self.best = checkpointer, state, best_metric, best
+        self.early_stop = early_stop
         self.metrics: dict[str, Metric] = {}
 
     def after_step(self) -> None:
@@ -64,20 +66,19 @@ class EvaluationHook(HookBase):
             return
         self.metrics = broadcast_object(dict(self.evaluate(iteration)))
         self.writers.write(iteration, {name: metric.value for name, metric in self.metrics.items()}, {})
+        if self.early_stop is not None:
+            self.early_stop.update(self.metrics, iteration)
+            if self.early_stop.due:
+                self.trainer.max_iter = iteration  # hooks after this one see the last iteration
         if self.best_metric is not None and self._is_best(iteration):
             self.checkpointer.save_best(self.state(), self.best)
 
     def _is_best(self, iteration: int) -> bool:
-        metric = self.metrics.get(self.best_metric)
-        if metric is None:
-            raise ConfigError(
-                f"solver.best_metric={self.best_metric}: {_no_such_metric(self.best_metric, self.metrics)}"
-            )
+        metric = find_metric(self.metrics, self.best_metric, "solver.best_metric")
         found = {"metric": self.best_metric, "value": metric.value, "iteration": iteration}
-        if self.best is not None and self.best["metric"] == self.best_metric:
-            gain = metric.value - self.best["value"]
-            if (gain if metric.higher_is_better else -gain) <= 0:
-                return False
+        comparable = self.best is not None and self.best["metric"] == self.best_metric
+        if comparable and not metric.better_than(self.best["value"]):
+            return False
         self.best = found
         return True
 
@@ -97,9 +98,3 @@ class CheckpointHook(HookBase):
 def is_due(iteration: int, period: int, last: int) -> bool:
     """Whether something that happens every `period` iterations (0: never) and at the last happens at `iteration`."""
     return iteration == last or (period > 0 and iteration % period == 0)
-
-
-def _no_such_metric(name: str, metrics: Mapping[str, Metric]) -> str:
-    close = difflib.get_close_matches(name, metrics, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"metrics are {', '.join(m for m in metrics if m.count('/') == 2)}"
-    return f"no such metric; {hint}"

@@ -20,30 +20,49 @@ class ReducedLosses:
 
     Attributes:
         losses: "task/part" -> sum * world / max(count over ranks, 1): what this rank back-propagates. DDP's mean
-            over the ranks of its gradient is the gradient of the global sum divided by the global count.
+            over the ranks of its gradient is the gradient of the global sum divided by the global count. With further
+            micro-batches the sum is over all of them, but only the first one's has a gradient: see `further`.
         values: "task/part" -> global sum / global count, the same on every rank, for the log.
         valid: task -> whether any image of the global batch is labelled for it.
         faulty_ranks: ranks on which some sum is not finite.
+        scales: "task/part" -> world / max(count, 1), () tensors.
     """
 
     losses: dict[str, Tensor]
     values: dict[str, float]
     valid: dict[str, bool]
     faulty_ranks: list[int]
+    scales: dict[str, Tensor]
+
+    def further(self, sums: Losses) -> Tensor:
+        """What another micro-batch of this rank adds to the scalar that is minimised.
+
+        Only its gradient means anything: that of sum_i w_i L_i, where w_i is the balancer's gradient with respect to
+        the whole batch's loss i. Call it after the first micro-batch's backward pass, which leaves w_i in `losses`,
+        scaled as that pass was.
+        """
+        weights = {
+            name: torch.zeros_like(loss) if loss.grad is None else loss.grad for name, loss in self.losses.items()
+        }
+        return torch.stack([sums[name][0] * self.scales[name] * weight for name, weight in weights.items()]).sum()
 
 
-def reduce_losses(sums: Losses, samples: Sequence[Sample], ranks: Ranks) -> ReducedLosses:
+def reduce_losses(
+    sums: Losses, samples: Sequence[Sample], ranks: Ranks, others: Sequence[Losses] = ()
+) -> ReducedLosses:
     """Forms the losses of this step with one reduction over the ranks. Every rank has the same keys, whatever its
     labels.
 
     Args:
-        sums: {"task/part": (sum, count)} of this rank.
-        samples: this rank's images.
+        sums: {"task/part": (sum, count)} of this rank, of its first micro-batch if there are several.
+        samples: this rank's images, of all micro-batches.
+        others: sums and counts of its other micro-batches, without gradients.
     """
     names = list(sums)
     tasks = list(dict.fromkeys(name.split("/")[0] for name in names))
-    local_sums = torch.stack([sums[name][0].detach().double() for name in names])
-    counts = torch.stack([sums[name][1].detach().double() for name in names])
+    own = {name: _add([losses[name] for losses in (sums, *others)]) for name in names}
+    local_sums = torch.stack([own[name][0].detach().double() for name in names])
+    counts = torch.stack([own[name][1].detach().double() for name in names])
     labelled = torch.stack([valid_mask(samples, task).sum() for task in tasks]).to(counts)
     faults = torch.zeros(ranks.world, dtype=torch.float64, device=counts.device)
     faults[ranks.rank] = float(not bool(torch.isfinite(local_sums).all()))
@@ -51,14 +70,25 @@ def reduce_losses(sums: Losses, samples: Sequence[Sample], ranks: Ranks) -> Redu
     reduced = all_reduce_sum(torch.cat([counts, torch.nan_to_num(local_sums), labelled, faults]))
     counts, totals, labelled, faults = reduced.split([len(names), len(names), len(tasks), ranks.world])
     counts = counts.clamp(min=1)
+    losses = {name: own[name][0] * ranks.world / count.to(own[name][0].dtype) for name, count in zip(names, counts)}
+    for loss in losses.values():
+        if others and loss.requires_grad:
+            loss.retain_grad()
     return ReducedLosses(
-        losses={
-            name: sums[name][0] * ranks.world / count.to(sums[name][0].dtype) for name, count in zip(names, counts)
-        },
+        losses=losses,
         values=dict(zip(names, (totals / counts).tolist())),
         valid=dict(zip(tasks, (labelled > 0).tolist())),
         faulty_ranks=torch.nonzero(faults).flatten().tolist(),
+        scales={name: (ranks.world / count).to(own[name][0].dtype) for name, count in zip(names, counts)},
     )
+
+
+def _add(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The sum of the sums and of the counts; a single pair as it is."""
+    total, count = pairs[0]
+    for value, number in pairs[1:]:
+        total, count = total + value, count + number
+    return total, count
 
 
 def faulty_parts(sums: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Restored:
         path: the checkpoint.
         cfg: the configuration it was trained with.
         label_space: its classes.
-        model: in evaluation mode.
+        model: in evaluation mode; the average of its weights if the run kept one (`solver.ema`).
         iteration: steps it was trained for.
         versions: that wrote the checkpoint.
     """
@@ -54,7 +54,7 @@ def restore(source: str | Path, device: torch.device | str = "cpu", which: str =
     cfg = OmegaConf.create(state["config"])
     label_space = LabelSpace.from_state(state["label_space"])
     model = build_model(cfg, label_space)
-    load_weights(model, state["model"], str(path))
+    load_weights(model, checkpoints.trained_weights(state), str(path))
     return Restored(path, cfg, label_space, model.to(device).eval(), state["iteration"], state["versions"])
 
 

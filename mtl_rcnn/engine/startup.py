@@ -11,6 +11,7 @@ from torch import nn
 from mtl_rcnn.config.diff import config_diff, format_diff
 from mtl_rcnn.data.coverage import LabelRow
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.schedule import effective_lr
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
@@ -39,8 +40,7 @@ def label_report(labels: Sequence[LabelRow]) -> str:
 
 def parameter_report(model: MultiTaskRCNN) -> str:
     """Trainable and frozen parameters of the trunk and of each task."""
-    parts: dict[str, nn.Module] = {"trunk": model.backbone, **{task.name: task for task in model.tasks()}}
-    rows = [(name, *_count(module)) for name, module in parts.items()]
+    rows = [(name, *_count(module)) for name, module in model.parts().items()]
     rows.append(("all", *_count(model)))
     return tabulate(
         [(name, f"{t:,}", f"{f:,}") for name, t, f in rows],
@@ -53,10 +53,13 @@ def parameter_report(model: MultiTaskRCNN) -> str:
 def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
     """The batch, the learning rate and the length of the run in one line."""
     solver = cfg.solver
-    share = solver.batch_size // ranks.world
+    share = solver.batch_size // ranks.world // solver.accumulate
+    parts = f" x {solver.accumulate} micro-batches" if solver.accumulate > 1 else ""
     epochs = solver.max_iter * solver.batch_size / max(images, 1)
+    meant = solver.reference_batch_size
+    rate = f"lr {effective_lr(solver):g}" + (f" ({solver.lr:g} at a batch of {meant})" if meant is not None else "")
     return (
-        f"batch {ranks.world} ranks x {share} images = {solver.batch_size}, lr {solver.lr:g}, {solver.max_iter} "
+        f"batch {ranks.world} ranks{parts} x {share} images = {solver.batch_size}, {rate}, {solver.max_iter} "
         f"iterations "
         f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
     )

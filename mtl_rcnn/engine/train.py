@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtl_rcnn.balancing import Scalarizer
+from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
+from mtl_rcnn.engine.early_stop import EarlyStop
+from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.run import open_run, versions
@@ -28,6 +34,7 @@ from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
+from mtl_rcnn.engine.val_losses import validation_losses
 from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
@@ -36,6 +43,9 @@ from mtl_rcnn.evaluation.report import report_text
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
+
+_RESUMED = ("best", "balancing", "scaler", "ema", "early_stop")
+"""Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
 
 @dataclass
@@ -61,9 +71,10 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
         datasets, label_space = train_datasets(cfg)
+        cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
-        sets = evaluation_sets(cfg, val_datasets(cfg, label_space), label_space, ranks)
+        sets = _evaluation_sets(cfg, targets, label_space, ranks)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
         model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
         optimizer = build_optimizer(model, cfg.solver)
@@ -87,6 +98,7 @@ def _run(
     folder: Path,
 ) -> Outcome:
     evaluation: EvaluationHook | None = None
+    early_stop = _early_stop(cfg, start["early_stop"])
 
     def state() -> dict[str, Any]:
         return {
@@ -94,36 +106,64 @@ def _run(
             "model": trainer.network.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": None,
-            "scaler": None,
+            "scaler": trainer.scaler.state_dict() if trainer.scaler.is_enabled() else None,
             "balancing": trainer.balancer.state_dict(),
             "best": evaluation.best if evaluation else None,
             "label_space": label_space.state(),
             "config": OmegaConf.to_container(cfg, resolve=True),
             "versions": versions(),
+            "ema": trainer.average.state_dict() if trainer.average else None,
+            "early_stop": early_stop.state if early_stop else None,
         }
 
-    def evaluate_network(iteration: int) -> Mapping[str, Metric]:
-        share_buffers(trainer.network)
-        metrics = evaluate(trainer.network, sets, folder)
-        if metrics:
-            logger.info("iteration %d\n%s", iteration, report_text(metrics))
-        return metrics
-
+    evaluate_network = partial(_evaluate, trainer, sets, folder, cfg.seed)
     hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
         evaluation = EvaluationHook(
-            cfg.solver.eval_period, evaluate_network, writers, checkpointer, state, best_metric, start["best"]
+            cfg.solver.eval_period,
+            evaluate_network,
+            writers,
+            checkpointer,
+            state,
+            best_metric,
+            start["best"],
+            early_stop,
         )
         hooks.append(evaluation)
     hooks.append(CheckpointHook(cfg.solver.checkpoint_period, checkpointer, state))
     trainer.register_hooks(hooks)
-    trainer.train(start["iteration"], cfg.solver.max_iter)
+    over = early_stop is not None and early_stop.due  # it had ended early when it was resumed
+    trainer.train(start["iteration"], start["iteration"] if over else cfg.solver.max_iter)
     metrics = evaluation.metrics if evaluation else {}
     if evaluation and not metrics:  # resumed after its last iteration
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
+
+
+def _evaluate(
+    trainer: Trainer, sets: Sequence[EvaluationSet], folder: Path, seed: int, iteration: int
+) -> dict[str, Metric]:
+    """Metrics, and validation losses where asked for, on rank 0, {} elsewhere; of the average where there is one."""
+    with trainer.average.applied() if trainer.average else nullcontext():
+        share_buffers(trainer.network)
+        metrics = evaluate(trainer.network, sets, folder)
+        losses = validation_losses(trainer.network, sets, seed)
+    if metrics:
+        metrics |= losses
+        logger.info("iteration %d\n%s", iteration, report_text(metrics))
+    return metrics
+
+
+def _evaluation_sets(
+    cfg: DictConfig, targets: Mapping[str, Target], label_space: LabelSpace, ranks: Ranks
+) -> list[EvaluationSet]:
+    datasets = val_datasets(cfg, label_space)
+    if not cfg.solver.val_losses:
+        return evaluation_sets(cfg, datasets, label_space, ranks)
+    label_table(datasets, targets)  # a faulty label is told before the training, not at the first evaluation
+    return evaluation_sets(cfg, datasets, label_space, ranks, targets)
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
@@ -153,7 +193,7 @@ def _start(
     optimizer: torch.optim.Optimizer,
     label_space: LabelSpace,
 ) -> dict[str, Any]:
-    """Resumes, loads weights, or starts at random; returns iteration, best result and balancer state."""
+    """Resumes, loads weights, or starts at random; returns the iteration and the states of `_RESUMED`."""
     resume = cfg.checkpoint.resume
     path = checkpointer.latest() if resume in ("auto", False) else Path(resume)
     if path is not None and resume is False:
@@ -163,14 +203,14 @@ def _start(
     if path is None:
         if cfg.checkpoint.weights:
             _load_initial(cfg, model, label_space)
-        return {"iteration": 0, "best": None, "balancing": None}
+        return {"iteration": 0, **dict.fromkeys(_RESUMED)}
     state = checkpoints.load(path)
     check_label_space(state["label_space"], label_space, str(path))
     _check_same_stream(cfg, state["config"], path)
     load_weights(model, state["model"], str(path))
     load_optimizer(optimizer, state["optimizer"], str(path))
     logger.info("resuming from %s after iteration %d", path, state["iteration"])
-    return {key: state[key] for key in ("iteration", "best", "balancing")}
+    return {key: state[key] for key in ("iteration", *_RESUMED)}
 
 
 def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> None:
@@ -178,7 +218,7 @@ def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace
     state = checkpoints.load(path)
     if not cfg.checkpoint.reinit:
         check_label_space(state["label_space"], label_space, str(path))
-    reports = load_weights(model, state["model"], str(path), list(cfg.checkpoint.reinit))
+    reports = load_weights(model, checkpoints.trained_weights(state), str(path), list(cfg.checkpoint.reinit))
     logger.info("weights from %s\n%s", path, format_report(reports))
 
 
@@ -205,7 +245,7 @@ def _trainer(
 ) -> Trainer:
     if cfg.solver.precision not in PRECISIONS:
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
-    return Trainer(
+    trainer = Trainer(
         distribute(model, ranks),
         build_balancer(cfg, model, start["balancing"]).to(ranks.device),
         optimizer,
@@ -216,7 +256,27 @@ def _trainer(
         cfg.solver.clip_gradients,
         Stopwatch(cfg.solver.batch_size, cfg.solver.max_iter, ranks.device),
         (folder / "failures", OmegaConf.to_container(cfg, resolve=True), label_space),
+        cfg.solver.accumulate,
+        _average(cfg, model, start["ema"]),
     )
+    if start["scaler"] is not None:
+        trainer.scaler.load_state_dict(start["scaler"])
+    return trainer
+
+
+def _average(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | None) -> WeightAverage | None:
+    """The average of the weights, if the configuration wants one, as a checkpoint left it."""
+    if cfg.solver.ema is None:
+        return None
+    average = WeightAverage(model, cfg.solver.ema)
+    if state is not None:
+        average.load_state_dict(state, "the checkpoint's average (ema)")
+    return average
+
+
+def _early_stop(cfg: DictConfig, state: Mapping[str, Any] | None) -> EarlyStop | None:
+    node = cfg.solver.early_stop
+    return None if node.metric is None else EarlyStop(node.metric, node.patience, state)
 
 
 def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:

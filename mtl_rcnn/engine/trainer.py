@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.distributed import Ranks
-from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
+from mtl_rcnn.engine.ema import WeightAverage
+from mtl_rcnn.engine.losses import ReducedLosses, faulty_parts, reduce_losses
 from mtl_rcnn.engine.replay import save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer(TrainerBase):
@@ -34,10 +36,13 @@ class Trainer(TrainerBase):
         optimizer, schedule: of the run.
         batches: this rank's batches, endless.
         ranks: this process among all.
-        precision: autocast type of the forward pass, None for float32.
+        precision: autocast type of the forward pass, None for float32. Under float16 the loss is scaled, lest small
+            gradients become 0, and a step whose gradients overflow changes no weight.
         clip: largest L2 norm of the whole gradient, None for no limit.
         watch: measures the steps.
         failure: what to save beside the batch when a step fails: folder, configuration, classes.
+        accumulate: micro-batches into which this rank's share of a batch is cut; only one has its graph in memory.
+        average: of the weights, kept up to date.
     """
 
     def __init__(
@@ -52,53 +57,109 @@ class Trainer(TrainerBase):
         clip: float | None,
         watch: Stopwatch,
         failure: tuple[Path, dict[str, Any], LabelSpace],
+        accumulate: int = 1,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
-        self.watch, self.failure = watch, failure
+        self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
-        """Values of the last step, for the log: total, losses, learning rate, gradient norm; the same on every rank."""
+        """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
+        the loss; the same on every rank."""
 
     @property
     def network(self) -> nn.Module:
         """The network itself, without DDP."""
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Trains from `start_iter` steps done to `max_iter`, or until a hook lowers `self.max_iter`."""
+        with suppress(_EndedEarly):
+            super().train(start_iter, max_iter)
+
+    def after_step(self) -> None:
+        """Detectron2's hooks, and the end if one of them has said that this step was the last."""
+        planned = self.max_iter
+        super().after_step()
+        if self.iter + 1 == self.max_iter < planned:
+            raise _EndedEarly
+
     def run_step(self) -> None:
-        """One batch: forward, losses over all ranks, balance, backward, update."""
+        """One batch: forward, losses over all ranks and micro-batches, balance, backward, update."""
         self.watch.begin()
         samples = next(self.batches)
         self.watch.batch_ready()
         lr = self.schedule.apply(self.optimizer, self.iter)
-        sums, logs = self._forward(samples)
-        reduced = reduce_losses(sums, samples, self.ranks)
-        if reduced.faulty_ranks:
-            self._fail(samples, ", ".join(f"loss {name} is {value}" for name, value in faulty_parts(sums).items()))
-        total = self.balancer(reduced.losses, reduced.valid)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = clip_gradients(self.network.parameters(), self.clip)
-        self.optimizer.step()
+        reduced, logs = self._backward(samples)
+        norm = self._update()
         weights = self.balancer.weights()
         weighted = {name: value * weights[name] for name, value in reduced.values.items()}
         self.scalars = {"total": sum(weighted.values()), **reduced.values, "lr": lr, "grad_norm": float(norm)}
-        self.scalars |= {name: float(value) for name, value in logs.items()} if self.ranks.world == 1 else {}
+        if self.scaler.is_enabled():
+            self.scalars["loss_scale"] = self.scaler.get_scale()
+        if self.ranks.world == self.accumulate == 1:  # of a part of the batch they would mean something else
+            self.scalars |= {name: float(value) for name, value in logs.items()}
         self.watch.end()
 
-    def _forward(self, samples: Sequence[Sample]) -> tuple[Losses, dict[str, torch.Tensor]]:
+    def _backward(self, samples: list[Sample]) -> tuple[ReducedLosses, dict[str, torch.Tensor]]:
+        """Adds up the gradients of one batch, cut into micro-batches, as if it were whole: docs/adr/0008.
+
+        The losses' counts follow from the forward pass. All micro-batches but the first therefore run it twice: first
+        without a graph, for their sums and counts, then, when the divisors are known, for their gradients.
+        """
+        parts = split(samples, self.accumulate)
+        counted = [self._count(part) for part in parts[1:]]
+        with self._communicating(len(parts) == 1):
+            sums, logs = self._forward(self.model, parts[0])
+            reduced = reduce_losses(sums, samples, self.ranks, counted)
+            if reduced.faulty_ranks:
+                self._fail(parts, [sums, *counted])
+            self.scaler.scale(self.balancer(reduced.losses, reduced.valid)).backward()
+        for index, part in enumerate(parts[1:], 2):
+            with self._communicating(index == len(parts)):
+                sums, _ = self._forward(self.model, part)
+                reduced.further(sums).backward()
+        return reduced, logs
+
+    def _update(self) -> torch.Tensor:
+        """One step of the optimizer; returns the gradient's norm, () and not finite where float16 overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.network.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.iter)
+        return norm
+
+    def _count(self, samples: Sequence[Sample]) -> Losses:
+        """Sums and counts of a micro-batch; leaves no graph, and no trace in batch norm's statistics."""
+        with torch.no_grad(), unchanged_buffers(self.network):
+            return self._forward(self.network, samples)[0]
+
+    def _communicating(self, last: bool) -> AbstractContextManager[None]:
+        """DDP sums gradients over the ranks only in the backward pass of the last micro-batch."""
+        return nullcontext() if last or self.ranks.world == 1 else self.model.no_sync()
+
+    def _forward(self, model: nn.Module, samples: Sequence[Sample]) -> tuple[Losses, dict[str, torch.Tensor]]:
         enabled = self.precision is not None
         try:
             with torch.autocast(self.ranks.device.type, dtype=self.precision or torch.bfloat16, enabled=enabled):
-                return self.model(samples)
+                return model(samples)
         except FloatingPointError as error:
             # Proposals that are not finite stop this rank before the losses: the others learn of it through
             # `fail_together`.
             raise TrainingError(self._describe_failure(samples, str(error))) from error
 
-    def _fail(self, samples: Sequence[Sample], fault: str) -> None:
+    def _fail(self, parts: list[list[Sample]], sums: list[Losses]) -> None:
         """Ends the run on every rank with one text that names the faulty ranks, losses and images."""
-        texts = [self._describe_failure(samples, fault) if fault else ""]
+        texts = [""]
+        for samples, faults in zip(parts, map(faulty_parts, sums)):
+            if faults and not texts[0]:
+                fault = ", ".join(f"loss {name} is {value}" for name, value in faults.items())
+                texts = [self._describe_failure(samples, fault)]
         if self.ranks.world > 1:
             gathered: list[Any] = [None] * self.ranks.world
             dist.all_gather_object(gathered, texts[0])
@@ -116,3 +177,24 @@ class Trainer(TrainerBase):
             f"(lower solver.lr or set solver.clip_gradients if no image is at fault); "
             f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
         )
+
+
+class _EndedEarly(BaseException):
+    """Leaves Detectron2's loop, which knows no other end than its last iteration. Not an `Exception`: those it logs."""
+
+
+def split(samples: list[Sample], number: int) -> list[list[Sample]]:
+    """`samples` in order, as `number` micro-batches of equal size."""
+    size = len(samples) // number
+    return [samples[start : start + size] for start in range(0, size * number, size)]
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Gives every buffer, such as batch norm's statistics, the value back that it had before the block."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)

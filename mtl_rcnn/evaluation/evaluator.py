@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Prediction, Record
+from mtl_rcnn.errors import ConfigError
 
 Row = dict[str, Any]
 """One line of a results file, e.g. {"image_id", "category_id", "bbox": [x, y, w, h], "score"}. Plain JSON values."""
@@ -21,6 +23,19 @@ class Metric:
     value: float
     higher_is_better: bool = True
     reason: str | None = None
+
+    def better_than(self, value: float) -> bool:
+        """Whether this is strictly better than another value of the same metric."""
+        return self.value > value if self.higher_is_better else self.value < value
+
+
+def find_metric(metrics: Mapping[str, Metric], name: str, key: str) -> Metric:
+    """The metric `name` ("dataset/task/metric"). Raises ConfigError naming the `key` that asks for it."""
+    if name in metrics:
+        return metrics[name]
+    close = difflib.get_close_matches(name, metrics, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"metrics are {', '.join(m for m in metrics if m.count('/') == 2)}"
+    raise ConfigError(f"{key}={name}: no such metric; {hint}")
 
 
 class Evaluator(ABC):

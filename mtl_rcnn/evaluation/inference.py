@@ -35,11 +35,13 @@ class EvaluationSet:
         name: the dataset's name, first part of its metrics' keys.
         loader: this rank's batches. Over all ranks, each record of the dataset occurs exactly once.
         evaluators: task name -> evaluator; all hold the same records.
+        labelled: this rank's batches of the same records with labels, for losses; None if nobody asks for these.
     """
 
     name: str
     loader: Iterable[Sequence[Sample]]
     evaluators: Mapping[str, Evaluator]
+    labelled: Iterable[Sequence[Sample]] | None = None
 
 
 def evaluate(model: nn.Module, sets: Sequence[EvaluationSet], output_dir: Path | None = None) -> dict[str, Metric]:

@@ -53,6 +53,18 @@ def build_resnet_fpn(
     )
 
 
+def trunk_layers(backbone: nn.Module) -> list[nn.Module]:
+    """The trunk cut into layers from the image upwards: the stem, one per stage, and the pyramid as the last.
+
+    What a trunk without `bottom_up` has are its own children.
+    """
+    bottom_up = getattr(backbone, "bottom_up", None)
+    if bottom_up is None:
+        return list(backbone.children())
+    pyramid = nn.ModuleList(child for child in backbone.children() if child is not bottom_up)
+    return [*bottom_up.children(), pyramid]
+
+
 def _stages(depth: int, norm: str, stride_in_1x1: bool, width: int) -> list[list[nn.Module]]:
     bottleneck = depth >= 50
     in_channels, out_channels = width, width * 4 if bottleneck else width

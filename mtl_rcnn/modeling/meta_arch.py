@@ -59,6 +59,10 @@ class MultiTaskRCNN(nn.Module):
         regions = [] if self.roi_heads is None else [self.roi_heads.detector, *self.roi_heads.tasks.values()]
         return [*regions, *self.image_tasks.values()]
 
+    def parts(self) -> dict[str, nn.Module]:
+        """The trunk and every task, by name: what a learning rate or a count of parameters is told of."""
+        return {"trunk": self.backbone, **{task.name: task for task in self.tasks()}}
+
     def loss_names(self) -> list[str]:
         """Keys of the losses, "task/part", in slot order."""
         return [f"{task.name}/{part}" for task in self.tasks() for part in task.loss_parts]

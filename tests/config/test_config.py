@@ -54,6 +54,20 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
         ("tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("+tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("solver.max_iter=0", "solver.max_iter=0: expected a whole number of at least 1"),
+        ("solver.optimizer=adam", "solver.optimizer=adam: expected sgd or adamw"),
+        ("solver.betas=[0.9]", "solver.betas=[0.9]: expected two numbers of at least 0 and below 1"),
+        ("solver.layer_decay=1.5", "solver.layer_decay=1.5: expected null or a number above 0 and at most 1"),
+        ("+solver.lr_factors.trnk=2", "solver.lr_factors: the network has no part 'trnk'; did you mean 'trunk'?"),
+        ("+solver.lr_factors.trunk=0", "solver.lr_factors.trunk=0: expected a number above 0"),
+        ("solver.accumulate=3", "solver.accumulate=3: solver.batch_size=16 images cannot be cut into 3 micro-batches"),
+        ("solver.ema=1", "solver.ema=1: expected null or a number of at least 0 and below 1"),
+        (
+            "solver.max_iter=12epochs",
+            "solver.max_iter=12epochs: expected a whole number of at least 1, or epochs such as",
+        ),
+        ("solver.reference_batch_size=0", "solver.reference_batch_size=0: expected null or a whole number"),
+        ("solver.early_stop.metric=AP", "solver.early_stop.metric=AP: expected null or dataset/task/metric"),
+        ("solver.early_stop.patience=0", "solver.early_stop.patience=0: expected a whole number of at least 1"),
         ("solver.batch_size=two", "solver.batch_size=two: expected a whole number"),
         ("data=base", "data.root has no value"),
         ("+hook._target_=os.system", "the package 'os' is not trusted"),
@@ -68,6 +82,12 @@ def test_a_mistake_is_one_line_and_comes_before_torch(override: str, said: str) 
     assert err.startswith("error: ")
     assert len(err.strip().splitlines()) == 1
     assert "torch imported: False" in out
+
+
+def test_normalisation_layers_may_share_the_common_weight_decay() -> None:
+    assert compose("train", ["data.root=x", "solver.weight_decay_norm=null"]).solver.weight_decay_norm is None
+    with pytest.raises(ConfigError, match=r"solver\.weight_decay_norm=-1: expected null or a number of at least 0"):
+        compose("train", ["data.root=x", "solver.weight_decay_norm=-1"])
 
 
 def test_an_error_of_the_tool_itself_is_one_line_too() -> None:

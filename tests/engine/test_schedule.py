@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_lr_scheduler
 from torch import nn
 
@@ -15,9 +16,16 @@ from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, clip_gradients
 from mtl_rcnn.errors import CheckpointError, ConfigError
 
 SOLVER = {
+    "batch_size": 16,
+    "reference_batch_size": None,
     "lr": 0.02,
     "max_iter": 60,
+    "optimizer": "sgd",
     "momentum": 0.9,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "lr_factors": {},
+    "layer_decay": None,
     "nesterov": False,
     "weight_decay": 1e-4,
     "weight_decay_norm": 0.0,
@@ -94,6 +102,16 @@ def test_wrong_schedule_names_the_key(change: dict, message: str) -> None:
         LrSchedule.from_config({**SOLVER, **change})
 
 
+def test_the_rate_scales_with_the_batch_as_in_detectron2() -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 8, 16, 0.02
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 2)
+    solver = {**SOLVER, "batch_size": scaled.SOLVER.IMS_PER_BATCH, "reference_batch_size": 16}
+    assert LrSchedule.from_config(solver).lr == scaled.SOLVER.BASE_LR == 0.005
+    assert build_optimizer(_Net(), solver).param_groups[0]["lr"] == 0.005
+    assert LrSchedule.from_config({**solver, "reference_batch_size": None}).lr == 0.02
+
+
 class _Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +139,10 @@ def test_every_trainable_parameter_once() -> None:
         ({"momentum": 0, "nesterov": True}, r"solver\.nesterov"),
         ({"weight_decay": -1}, r"solver\.weight_decay:"),
         ({"weight_decay_norm": -1}, r"solver\.weight_decay_norm"),
+        ({"optimizer": "adam"}, r"solver\.optimizer: expected one of sgd, adamw, got 'adam'"),
+        ({"betas": [0.9]}, r"solver\.betas: expected two numbers"),
+        ({"betas": [0.9, 1.0]}, r"solver\.betas: expected two numbers"),
+        ({"eps": 0}, r"solver\.eps"),
     ],
 )
 def test_wrong_solver_names_the_key(change: dict, message: str) -> None:

@@ -1,0 +1,49 @@
+"""Lengths of a run in epochs: `12ep` is twelve times all training images."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+__all__ = ["in_iterations", "is_epochs"]
+
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
+_KEYS = ("max_iter", "steps", "warmup_iters", "eval_period", "checkpoint_period", "log_period")
+
+
+def is_epochs(value: Any) -> bool:
+    """Whether a value is a number of epochs above 0, such as "12ep" or "0.5ep"."""
+    return _epochs(value) is not None
+
+
+def in_iterations(cfg: DictConfig, images: int) -> DictConfig:
+    """A copy of a training configuration in which every length of the solver is a number of iterations.
+
+    Epochs are rounded up: "1ep" is the first iteration after which every image has been seen.
+
+    Args:
+        images: training images of all data sets, after filters.
+    """
+    copy: Any = cfg.copy()
+    for key in _KEYS:
+        value = copy.solver[key]
+        if isinstance(value, ListConfig):
+            copy.solver[key] = [_iterations(entry, images, copy.solver.batch_size) for entry in value]
+        else:
+            copy.solver[key] = _iterations(value, images, copy.solver.batch_size)
+    return copy
+
+
+def _iterations(value: Any, images: int, batch_size: int) -> Any:
+    epochs = _epochs(value)
+    return value if epochs is None else math.ceil(epochs * images / batch_size)
+
+
+def _epochs(value: Any) -> Fraction | None:
+    match = _EPOCHS.fullmatch(value) if isinstance(value, str) else None
+    epochs = Fraction(match[1]) if match else Fraction(0)  # exact: 0.1ep of 1000 images are 100
+    return epochs if epochs > 0 else None
