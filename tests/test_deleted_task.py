@@ -22,11 +22,13 @@ LEFT_OUT = (
     "test_tools.py",
     "test_readme.py",
     "test_packaging.py",
+    "test_benchmarks.py",
     "engine",
     "data",
     "evaluation",
 )
-"""Tests that no task takes part in, or that would take too long to run once more."""
+"""Tests that no task takes part in, that are about these three tasks together, or that would take too long to run once
+more."""
 
 
 @pytest.mark.slow
