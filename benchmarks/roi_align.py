@@ -41,7 +41,8 @@ def median_ms(
     index = torch.arange(images).repeat_interleave(boxes)[:, None].float()
     rois = torch.cat([index, corners, corners + size], dim=1)
     pool = pooler((side, side), 0.25, 2, True)
-    timer = Timer("pool(features, rois).sum().backward()", globals={"pool": pool, "features": features, "rois": rois})
+    variables = {"pool": pool, "features": features, "rois": rois}
+    timer = Timer("pool(features, rois).sum().backward()", globals=variables, num_threads=torch.get_num_threads())
     timer.timeit(3)
     return timer.blocked_autorange(min_run_time=2).median * 1e3
 
