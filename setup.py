@@ -28,6 +28,7 @@ setup(
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
         "rich>=13",  # progress lines
+        "safetensors>=0.4",  # weights that cannot run code; timm's and Hugging Face's files
         "tabulate>=0.9",  # start-up tables
         "tensorboard>=2.14",
     ],

@@ -19,7 +19,7 @@ alone."""
 @pytest.mark.parametrize("folder", ORDER)
 def test_folders_import_only_what_stands_before_them(folder: str) -> None:
     allowed = {*ORDER[: ORDER.index(folder) + 1], "errors", "runtime"}
-    for path in (PACKAGE / folder).glob("*.py"):
+    for path in (PACKAGE / folder).rglob("*.py"):
         for module in _imports(ast.parse(path.read_text(encoding="utf-8"))):
             if module.startswith("mtl_rcnn."):
                 assert module.split(".")[1] in allowed, f"{path.relative_to(ROOT)} imports {module}"

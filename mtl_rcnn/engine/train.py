@@ -28,6 +28,7 @@ from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fa
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
+from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
@@ -35,7 +36,7 @@ from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
 from mtl_rcnn.engine.val_losses import validation_losses
-from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
+from mtl_rcnn.engine.weights import check_label_space, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
@@ -202,7 +203,7 @@ def _start(
         )
     if path is None:
         if cfg.checkpoint.weights:
-            _load_initial(cfg, model, label_space)
+            load_initial_weights(cfg, model, label_space)
         return {"iteration": 0, **dict.fromkeys(_RESUMED)}
     state = checkpoints.load(path)
     check_label_space(state["label_space"], label_space, str(path))
@@ -211,15 +212,6 @@ def _start(
     load_optimizer(optimizer, state["optimizer"], str(path))
     logger.info("resuming from %s after iteration %d", path, state["iteration"])
     return {key: state[key] for key in ("iteration", *_RESUMED)}
-
-
-def _load_initial(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> None:
-    path = Path(cfg.checkpoint.weights)
-    state = checkpoints.load(path)
-    if not cfg.checkpoint.reinit:
-        check_label_space(state["label_space"], label_space, str(path))
-    reports = load_weights(model, checkpoints.trained_weights(state), str(path), list(cfg.checkpoint.reinit))
-    logger.info("weights from %s\n%s", path, format_report(reports))
 
 
 def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) -> None:

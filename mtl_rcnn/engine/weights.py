@@ -15,6 +15,7 @@ from mtl_rcnn.errors import CheckpointError
 
 __all__ = ["ModuleReport", "check_label_space", "format_report", "load_weights"]
 
+ADVICE = "To leave some as initialised, name them: checkpoint.reinit=[pattern, ...]"
 _SHOWN = 20
 
 
@@ -48,7 +49,11 @@ class ModuleReport:
 
 
 def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, reinit: Sequence[str] = ()
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    reinit: Sequence[str] = (),
+    advice: str = ADVICE,
 ) -> list[ModuleReport]:
     """Loads a state dict, all of it or nothing.
 
@@ -56,6 +61,7 @@ def load_weights(
         weights: the file's tensors by name.
         source: the file, for messages.
         reinit: patterns (`fnmatch`) of tensor names that are not loaded: they stay as initialised.
+        advice: what to do about tensors that do not fit.
 
     Returns:
         One report per module of the network; print it with `format_report`.
@@ -71,8 +77,7 @@ def load_weights(
     if faults:
         raise CheckpointError(
             f"{source} does not fit the network: {len(faults)} tensors\n{format_report(reports)}\n"
-            f"{_some(faults, separator='; ')}\n"
-            "To leave some as initialised, name them: checkpoint.reinit=[pattern, ...]"
+            f"{_some(faults, separator='; ')}\n{advice}"
         )
     model.load_state_dict({name: weights[name] for report in reports for name in report.loaded}, strict=False)
     return reports
@@ -80,7 +85,7 @@ def load_weights(
 
 def format_report(reports: Sequence[ModuleReport]) -> str:
     """The reports as one table."""
-    columns = ("loaded", "shape differs", "missing in file", "only in file", "reinit")
+    columns = ("loaded", "shape differs", "missing in file", "only in file", "left random")
     rows = [
         (r.module, len(r.loaded), len(r.shape_differs), len(r.missing), len(r.unexpected), len(r.reinit))
         for r in reports

@@ -39,6 +39,15 @@ class Output:
     meaning: str
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """How the first dimension of a layer's tensors counts classes: `rows` per foreground class in the label space's
+    order, then, if `background`, `rows` for the background."""
+
+    rows: int = 1
+    background: bool = False
+
+
 class Task(nn.Module):
     """Base of all tasks. One file holds a task's `Target`, its network part, and its `Evaluator`.
 
@@ -55,6 +64,10 @@ class Task(nn.Module):
     detectron2_names: ClassVar[Mapping[str, str]] = {}
     """Prefixes of this task's parameters in Detectron2's R-CNNs -> prefixes here (the whole network's names,
     `{name}` is the task's)."""
+    torchvision_names: ClassVar[Mapping[str, str]] = {}
+    """Regular expressions of whole names in torchvision's detection models -> names here, likewise."""
+    class_rows: ClassVar[Mapping[str, ClassRows]] = {}
+    """Beginnings of names here whose tensors have rows per class, likewise."""
 
     def __init__(self, name: str, label_space: LabelSpace, features: Mapping[str, ShapeSpec]) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from mtl_rcnn.evaluation.coco import coco_metrics, xyxy_to_xywh
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.rpn import ProposalNetwork
 from mtl_rcnn.modeling.sampling import LabelSampler
-from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, Output, full_precision
+from mtl_rcnn.modeling.slots import ClassRows, DetectorSample, DetectorTask, Features, LossParts, Output, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 
@@ -104,6 +104,18 @@ class DetectionTask(DetectorTask):
         "proposal_generator.rpn_head.": "roi_heads.detector.rpn.rpn_head.",
         "roi_heads.box_head.": "roi_heads.detector.box_head.",
         "roi_heads.box_predictor.": "roi_heads.detector.box_predictor.",
+    }
+    torchvision_names = {
+        r"rpn\.head\.conv(?:\.0\.0)?\.(weight|bias)": r"roi_heads.detector.rpn.rpn_head.conv.\1",
+        r"rpn\.head\.cls_logits\.(\w+)": r"roi_heads.detector.rpn.rpn_head.objectness_logits.\1",
+        r"rpn\.head\.bbox_pred\.(\w+)": r"roi_heads.detector.rpn.rpn_head.anchor_deltas.\1",
+        r"roi_heads\.box_head\.fc6\.(\w+)": r"roi_heads.detector.box_head.fc1.\1",
+        r"roi_heads\.box_head\.fc7\.(\w+)": r"roi_heads.detector.box_head.fc2.\1",
+        r"roi_heads\.box_predictor\.(\w+\.\w+)": r"roi_heads.detector.box_predictor.\1",
+    }
+    class_rows = {
+        "roi_heads.detector.box_predictor.cls_score.": ClassRows(background=True),
+        "roi_heads.detector.box_predictor.bbox_pred.": ClassRows(rows=4),
     }
 
     def __init__(

@@ -291,6 +291,13 @@ class KeypointTask(RoiTask):
     evaluator_class = KeypointEvaluator
     loss_parts = ("heatmap",)
     detectron2_names = {"roi_heads.keypoint_head.": "roi_heads.tasks.{name}.head."}
+    torchvision_names = {  # a ReLU stands between two convolutions
+        **{
+            rf"roi_heads\.keypoint_head\.{2 * index}\.(\w+)": rf"roi_heads.tasks.{{name}}.head.conv_fcn{index + 1}.\1"
+            for index in range(16)
+        },
+        r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)": r"roi_heads.tasks.{name}.head.score_lowres.\1",
+    }
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, S
 from mtl_rcnn.errors import DataError
 from mtl_rcnn.evaluation.coco import coco_metrics, encode_masks
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
-from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
+from mtl_rcnn.modeling.slots import ClassRows, LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 MASK_THRESHOLD = 0.5
@@ -126,6 +126,16 @@ class MaskTask(RoiTask):
     evaluator_class = MaskEvaluator
     loss_parts = ("bce",)
     detectron2_names = {"roi_heads.mask_head.": "roi_heads.tasks.{name}.head."}
+    torchvision_names = {
+        **{
+            rf"roi_heads\.mask_head\.{index}\.0\.(\w+)": rf"roi_heads.tasks.{{name}}.head.mask_fcn{index + 1}.\1"
+            for index in range(8)
+        },
+        r"roi_heads\.mask_head\.(mask_fcn\d\.\w+)": r"roi_heads.tasks.{name}.head.\1",
+        r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)": r"roi_heads.tasks.{name}.head.deconv.\1",
+        r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)": r"roi_heads.tasks.{name}.head.predictor.\1",
+    }
+    class_rows = {"roi_heads.tasks.{name}.head.predictor.": ClassRows()}
 
     def __init__(
         self,

@@ -1,0 +1,159 @@
+"""Any file of weights, read safely: tensors by the names its author gave them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.pretrained.safe_pickle import load_pickle
+from mtl_rcnn.errors import CheckpointError
+
+_NESTED = ("model", "state_dict", "model_state")
+"""Keys under which training programs keep the state dict among other things."""
+_TORCHVISION = "torchvision://"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The tensors of a file.
+
+    Attributes:
+        source: what the user named, for messages.
+        tensors: by their names in the file.
+        caffe2: the names are those of Caffe2's Detectron.
+        partial_names: the names lack their beginning (`stem.conv1.weight`), as Detectron2's converted backbones do.
+        own: the whole checkpoint if this project wrote it, else None.
+    """
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    caffe2: bool = False
+    partial_names: bool = False
+    own: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+def read_weight_file(source: str) -> WeightFile:
+    """Reads weights and runs no code from them.
+
+    Args:
+        source: a path, a URL, `detectron2://` and a file of its model zoo, or `torchvision://` and the name of a
+            `WeightsEnum` member such as `MaskRCNN_ResNet50_FPN_Weights.COCO_V1`. Downloads are kept in fvcore's
+            cache. The kinds: `.pkl` (Detectron2, Caffe2), `.safetensors`, anything `torch.save` wrote.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one that would run code, or one without tensors.
+    """
+    path = _local_path(source)
+    if path.suffix == ".pkl":
+        return _from_pickle(source, load_pickle(path))
+    if path.suffix == ".safetensors":
+        return WeightFile(source, _read_safetensors(path))
+    return _from_torch(source, path)
+
+
+def _local_path(source: str) -> Path:
+    if source.startswith(_TORCHVISION):
+        source = _torchvision_url(source)
+    if "://" not in source:
+        path = Path(source)
+        if not path.is_file():
+            kind = "a directory, expected a file of weights" if path.is_dir() else "no such file"
+            raise CheckpointError(f"checkpoint.weights={source}: {kind}")
+        return path
+    try:
+        return Path(PathManager.get_local_path(source))
+    except Exception as error:  # of whatever library serves the scheme
+        raise CheckpointError(f"checkpoint.weights={source}: cannot fetch it ({error})") from error
+
+
+def _torchvision_url(source: str) -> str:
+    from torchvision.models import get_weight
+
+    try:
+        return get_weight(source.removeprefix(_TORCHVISION)).url
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint.weights={source}: torchvision has no such weights ({error})") from error
+
+
+def _from_pickle(source: str, content: Any) -> WeightFile:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source}: holds a {type(content).__name__}, expected arrays by name")
+    if "model" in content and "__author__" in content:
+        caffe2 = content["__author__"] == "Caffe2"
+        partial = bool(content.get("matching_heuristics", False))
+        return WeightFile(source, _tensors(source, content["model"]), caffe2, caffe2 or partial)
+    arrays = {name: value for name, value in content.get("blobs", content).items() if not name.endswith("_momentum")}
+    return WeightFile(source, _tensors(source, arrays), caffe2=True, partial_names=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def _from_torch(source: str, path: Path) -> WeightFile:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle or archive can fail in any way
+        raise CheckpointError(_why_unreadable(source, path, error)) from error
+    if isinstance(content, Mapping) and "format" in content and "model" in content:
+        own = checkpoints.load(path)
+        return WeightFile(source, checkpoints.trained_weights(own), own=own)
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source}: holds a {type(content).__name__}, expected a state dict (tensors by name)")
+    return WeightFile(source, _without_wrapper(_tensors(source, content)))
+
+
+def _why_unreadable(source: str, path: Path, error: Exception) -> str:
+    text = str(error)
+    if "weights_only" in text and (zipfile.is_zipfile(path) or "global" in text.lower()):
+        return (
+            f"{source}: refused, it holds more than tensors and plain values, and reading that would run its code "
+            f"({_foreign_name(text)}). Save its state dict alone: torch.save(model.state_dict(), file)"
+        )
+    return (
+        f"{source} ({path.stat().st_size} bytes): not a readable file of weights, truncated or damaged "
+        f"({text.splitlines()[0].rstrip('.') if text else type(error).__name__}); fetch it again"
+    )
+
+
+def _foreign_name(text: str) -> str:
+    """The line of torch's long message that names what it would not load."""
+    lines = [line.strip() for line in text.splitlines() if "GLOBAL" in line or "global" in line]
+    return lines[0][:160] if lines else "torch names no part of it"
+
+
+def _tensors(source: str, content: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        if isinstance(value, Tensor):
+            found[str(name)] = value
+    if not found:
+        raise CheckpointError(f"{source}: holds no tensors by name, expected a state dict")
+    return found
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the `module.` that DistributedDataParallel puts before them."""
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
