@@ -47,6 +47,7 @@ setup(
             "mtl-rcnn-train=mtl_rcnn.console:train",
             "mtl-rcnn-evaluate=mtl_rcnn.console:evaluate",
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
+            "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
         ]

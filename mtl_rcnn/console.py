@@ -19,6 +19,16 @@ def train(cfg: DictConfig) -> None:
     run(cfg)
 
 
+@config.main("train")
+def import_weights(cfg: DictConfig) -> None:
+    """Makes a checkpoint of weights from elsewhere (`checkpoint.weights` and `checkpoint.graft`)."""
+    from mtl_rcnn.engine.distributed import distributed
+    from mtl_rcnn.engine.pretrained.convert import import_weights as run
+
+    with distributed("cpu") as ranks:
+        run(cfg, ranks)
+
+
 @config.main("evaluate")
 def evaluate(cfg: DictConfig) -> None:
     """Scores a checkpoint or results files (`configs/evaluate.yaml`)."""

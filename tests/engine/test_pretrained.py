@@ -19,13 +19,17 @@ from safetensors.torch import save_file
 from tiny import LABEL_SPACE, make_sample, tiny_config, tiny_model
 from torch import Tensor, nn
 from torchvision.models.detection import keypoint_rcnn, mask_rcnn
+from toy import Toy
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.engine.build import build_model
+from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.pretrained.class_layers import match_classes
+from mtl_rcnn.engine.pretrained.convert import import_weights
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.pretrained.safe_pickle import load_pickle
 from mtl_rcnn.engine.pretrained.weight_file import read_weight_file
+from mtl_rcnn.engine.restore import restore
 from mtl_rcnn.errors import CheckpointError, ConfigError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
@@ -391,3 +395,19 @@ def test_files_without_weights_are_named(tmp_path: Path) -> None:
         read_weight_file(str(tmp_path / "other.pth"))
     with pytest.raises(CheckpointError, match="torchvision has no such weights"):
         read_weight_file("torchvision://ResNet18_Weights.NONE")
+
+
+def test_imported_weights_can_be_evaluated_untrained(toy: Toy, tmp_path: Path) -> None:
+    theirs = detectron2_rcnn(3, 3)
+    write_zoo_pickle(tmp_path / "model.pkl", theirs, 2)
+    data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
+    overrides = [*LIKE_DETECTRON2[:2], f"data.train=[{data}]", f"output_dir={tmp_path / 'run'}"]
+    cfg = config(TASKS, tmp_path / "model.pkl", *overrides)
+    path = import_weights(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    restored = restore(path)
+    expected = theirs.roi_heads.box_predictor.bbox_pred.weight
+    assert torch.equal(restored.model.roi_heads.detector.box_predictor.bbox_pred.weight, expected)
+    assert restored.label_space.classes == ("figure", "disc", "square")
+    cfg.checkpoint.weights = None
+    with pytest.raises(ConfigError, match=r"checkpoint\.weights: name the file"):
+        import_weights(cfg, Ranks(0, 1, 0, torch.device("cpu")))
