@@ -31,6 +31,7 @@ setup(
         "safetensors>=0.4",  # weights that cannot run code; timm's and Hugging Face's files
         "tabulate>=0.9",  # start-up tables
         "tensorboard>=2.14",
+        "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights
     ],
     extras_require={
         "dev": [

@@ -92,6 +92,10 @@ def _unknown_key(override: str, error: Exception, composition: Composition) -> s
     if wanted in known and failed in known:
         return f"{override}: {_first_line(str(error))}"
     missing = failed if failed.startswith(f"{wanted}.") else wanted
+    parent = missing.rpartition(".")[0]
+    if parent in known and not any(key.startswith(f"{parent}.") for key in known):
+        value = f"={override.partition('=')[2]}" if missing == wanted else "=..."
+        return f"{parent} has no entry '{missing.rpartition('.')[2]}' yet; add it with +{missing}{value}"
     return unknown_key(missing, [*known, *composition.options(None)])
 
 

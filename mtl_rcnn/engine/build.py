@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.modeling.backbone import Backbone
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.resolve import resolve
@@ -16,7 +17,7 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record, Target
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Evaluator
-from mtl_rcnn.modeling.backbone import build_resnet_fpn
+from mtl_rcnn.modeling.backbone import ResNetFPN
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
 from mtl_rcnn.modeling.sampling import LabelSampler
@@ -66,7 +67,7 @@ def build_model(cfg: DictConfig, label_space: LabelSpace) -> MultiTaskRCNN:
     """
     sampler = LabelSampler(cfg.model.sampling, cfg.seed)
     with _stream(cfg.seed, "backbone"):
-        backbone = build_resnet_fpn(**_plain(cfg.model.backbone))
+        backbone = _build_trunk(cfg)
     features = backbone.output_shape()
     tasks: list[Task] = []
     for name, cls in task_classes(cfg).items():
@@ -93,6 +94,13 @@ def build_model(cfg: DictConfig, label_space: LabelSpace) -> MultiTaskRCNN:
         cfg.model.pixel_mean,
         cfg.model.pixel_std,
     )
+
+
+def _build_trunk(cfg: DictConfig) -> Backbone:
+    knobs = dict(_plain(cfg.model.backbone))
+    # Checkpoints of version 0.1 name no class: there was one.
+    cls = resolve(knobs.pop("_target_", f"{ResNetFPN.__module__}.ResNetFPN"), Backbone, "model.backbone._target_")
+    return cls(**knobs)
 
 
 def _slot(name: str, cls: type[Task]) -> int:

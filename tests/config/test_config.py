@@ -48,6 +48,11 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
     ("override", "said"),
     [
         ("solver.max_itr=5", "no key 'solver.max_itr'; did you mean 'solver.max_iter'?"),
+        (
+            "checkpoint.graft.mask=a.pkl",
+            "checkpoint.graft has no entry 'mask' yet; add it with +checkpoint.graft.mask=a.pkl",
+        ),
+        ("checkpoint.graft={mask:a.pkl}", "add it with +checkpoint.graft.mask=..."),
         ("modle=resnet50_fpn", "no key 'modle'; did you mean 'model'?"),
         ("model=resnet51", "no model 'resnet51'; did you mean 'resnet50_fpn'?"),
         ("tasks=[detektion]", "no tasks 'detektion'; did you mean 'detection'? available: detection"),

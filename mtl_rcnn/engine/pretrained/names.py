@@ -6,24 +6,14 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
-from mtl_rcnn.engine.pretrained.weight_file import WeightFile
+from mtl_rcnn.engine.pretrained.weight_file import Expectations, WeightFile, pixels
 from mtl_rcnn.errors import CheckpointError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
-
-Expectations = Mapping[str, Any]
-"""{key of the configuration: the value the weights were trained with}"""
-
-
-def pixels(input_format: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Expectations:
-    """What a network expects of its input: the channels' order, and what is subtracted from them and divides them (of
-    0..255)."""
-    return {"model.input_format": input_format, "model.pixel_mean": mean, "model.pixel_std": std}
-
+from mtl_rcnn.modeling.timm_trunk import TimmFeatures
 
 STRIDE = "model.backbone.stride_in_1x1"
 TORCHVISION = {**pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), STRIDE: False}
@@ -62,18 +52,22 @@ def rename(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
         CheckpointError: names of no known layout, listed with the layouts that are known.
     """
     names = set(file.tensors)
-    for belongs, translate in _LAYOUTS:
-        if belongs(file, names):
-            return translate(file, model)
+    if file.own is not None or _starts(names, "roi_heads.detector.", "image_tasks."):
+        return Renamed("mtl_rcnn", file.tensors, ())
+    if file.partial_names or _starts(names, "backbone.bottom_up.", "proposal_generator."):
+        return _detectron2(file, model)
+    if _starts(names, "backbone.body.", "rpn.head."):
+        return _torchvision_detector(file, model)
+    if isinstance(getattr(model.backbone, "bottom_up", None), TimmFeatures):
+        return _timm(file, model)
+    if "layer1.0.conv1.weight" in names:
+        return _resnet(file, model)
     raise CheckpointError(
         f"{file.source}: names of no known layout ({', '.join(sorted(names)[:5])}, ...); known are Detectron2 "
         "(backbone.bottom_up.res2...), Caffe2 (res2_0_branch2a_w), torchvision detection (backbone.body.layer1...), "
-        "torchvision and timm ResNets (layer1.0.conv1.weight), and this project's own"
+        "torchvision and timm ResNets (layer1.0.conv1.weight), timm's where the trunk is one of its models, and this "
+        "project's own"
     )
-
-
-def _own(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
-    return Renamed("mtl_rcnn", file.tensors, ())
 
 
 def _detectron2(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
@@ -114,21 +108,18 @@ def _torchvision_detector(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
 
 def _resnet(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     renamed, unused = _by_rules(file.tensors, _RESNET)
-    return Renamed("torchvision or timm ResNet", renamed, unused, expects=TORCHVISION)
+    return Renamed("torchvision or timm ResNet", renamed, unused, expects=TORCHVISION | file.expects)
 
 
-Layout = tuple[Callable[[WeightFile, set[str]], bool], Callable[[WeightFile, MultiTaskRCNN], Renamed]]
+def _timm(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
+    body, wanted = _BOTTOM + "body.", model.state_dict()
+    renamed = {body + name: value for name, value in file.tensors.items() if body + name in wanted}
+    unused = tuple(name for name in file.tensors if body + name not in wanted)
+    told = (
+        () if file.expects else ("the file does not tell its pixels' mean and deviation: compare with model.pixel_*",)
+    )
+    return Renamed("timm", renamed, unused, expects=file.expects, notes=told)
 
-_LAYOUTS: tuple[Layout, ...] = (
-    (lambda file, names: file.own is not None or _starts(names, "roi_heads.detector.", "image_tasks."), _own),
-    (
-        lambda file, names: file.partial_names or _starts(names, "backbone.bottom_up.", "proposal_generator."),
-        _detectron2,
-    ),
-    (lambda file, names: _starts(names, "backbone.body.", "rpn.head."), _torchvision_detector),
-    (lambda file, names: "layer1.0.conv1.weight" in names, _resnet),
-)
-"""In the order in which they are tried."""
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A pattern of whole names, and what they become."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
@@ -22,6 +23,17 @@ from mtl_rcnn.errors import CheckpointError
 _NESTED = ("model", "state_dict", "model_state")
 """Keys under which training programs keep the state dict among other things."""
 _TORCHVISION = "torchvision://"
+_TIMM = "timm://"
+
+
+Expectations = Mapping[str, Any]
+"""{key of the configuration: the value the weights were trained with}"""
+
+
+def pixels(input_format: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Expectations:
+    """What a network expects of its input: the channels' order, and what is subtracted from them and divides them (of
+    0..255)."""
+    return {"model.input_format": input_format, "model.pixel_mean": mean, "model.pixel_std": std}
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class WeightFile:
         tensors: by their names in the file.
         caffe2: the names are those of Caffe2's Detectron.
         partial_names: the names lack their beginning (`stem.conv1.weight`), as Detectron2's converted backbones do.
+        expects: what the source is known to expect of the configuration.
         own: the whole checkpoint if this project wrote it, else None.
     """
 
@@ -40,6 +53,7 @@ class WeightFile:
     tensors: Mapping[str, Tensor]
     caffe2: bool = False
     partial_names: bool = False
+    expects: Expectations = field(default_factory=dict)
     own: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
@@ -47,13 +61,16 @@ def read_weight_file(source: str) -> WeightFile:
     """Reads weights and runs no code from them.
 
     Args:
-        source: a path, a URL, `detectron2://` and a file of its model zoo, or `torchvision://` and the name of a
-            `WeightsEnum` member such as `MaskRCNN_ResNet50_FPN_Weights.COCO_V1`. Downloads are kept in fvcore's
-            cache. The kinds: `.pkl` (Detectron2, Caffe2), `.safetensors`, anything `torch.save` wrote.
+        source: a path, a URL, `detectron2://` and a file of its model zoo, `torchvision://` and the name of a
+            `WeightsEnum` member such as `MaskRCNN_ResNet50_FPN_Weights.COCO_V1`, or `timm://` and the name of a
+            pretrained model. Downloads are kept in the libraries' caches. Files may be `.pkl` (Detectron2, Caffe2),
+            `.safetensors`, or anything `torch.save` wrote.
 
     Raises:
         CheckpointError: no such file, a damaged one, one that would run code, or one without tensors.
     """
+    if source.startswith(_TIMM):
+        return _from_timm(source)
     path = _local_path(source)
     if path.suffix == ".pkl":
         return _from_pickle(source, load_pickle(path))
@@ -84,6 +101,16 @@ def _torchvision_url(source: str) -> str:
         return get_weight(source.removeprefix(_TORCHVISION)).url
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint.weights={source}: torchvision has no such weights ({error})") from error
+
+
+def _from_timm(source: str) -> WeightFile:
+    try:
+        model = timm.create_model(source.removeprefix(_TIMM), pretrained=True)
+    except Exception as error:  # an unknown name, a model without weights, no network, ...
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint.weights={source}: timm cannot give these weights ({text})") from error
+    mean, std = (tuple(255 * value for value in model.pretrained_cfg[key]) for key in ("mean", "std"))
+    return WeightFile(source, model.state_dict(), expects=pixels("RGB", mean, std))
 
 
 def _from_pickle(source: str, content: Any) -> WeightFile:
