@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.modeling.pooling import RegionPooler
-from mtl_rcnn.modeling.slots import Features, Task
+from mtl_rcnn.modeling.slots import Features
 
 if TYPE_CHECKING:
     from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
@@ -35,7 +35,8 @@ class InferenceNetwork(nn.Module):
 
     def __init__(self, model: MultiTaskRCNN, names: Collection[str] | None = None) -> None:
         super().__init__()
-        tasks = _chosen(model, names)
+        tasks = chosen_tasks(model, names)
+        self.names = tasks
         self.backbone = model.backbone
         self.size_divisibility = int(model.backbone.size_divisibility)
         self.register_buffer("pixel_mean", model.pixel_mean, persistent=False)
@@ -165,16 +166,19 @@ def _has_detector(model: MultiTaskRCNN, names: Collection[str]) -> bool:
     return model.roi_heads is not None and model.roi_heads.detector.name in names
 
 
-def _chosen(model: MultiTaskRCNN, names: Collection[str] | None) -> list[str]:
+def chosen_tasks(model: MultiTaskRCNN, names: Collection[str] | None) -> list[str]:
+    """These tasks of a network in slot order; None is all of them. ConfigError: see `InferenceNetwork`."""
     known = [task.name for task in model.tasks()]
     if names is None:
         return known
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ConfigError(f"tasks={list(names)}: expected some of the network's tasks, which are {', '.join(known)}")
+        raise ConfigError(
+            f"export.tasks={list(names)}: expected some of the network's tasks, which are {', '.join(known)}"
+        )
     on_boxes = [] if model.roi_heads is None else [name for name in model.roi_heads.tasks if name in names]
     if on_boxes and not _has_detector(model, names):
         raise ConfigError(
-            f"tasks={list(names)}: {', '.join(on_boxes)} work on boxes; add {model.roi_heads.detector.name}"
+            f"export.tasks={list(names)}: {', '.join(on_boxes)} work on boxes; add {model.roi_heads.detector.name}"
         )
     return [name for name in known if name in names]

@@ -1,4 +1,4 @@
-"""RoIAlign over a pyramid on plain tensors: what Detectron2's `ROIPooler` computes, in a form that TorchScript takes."""
+"""RoIAlign over a pyramid on plain tensors: what Detectron2's `ROIPooler` computes, in a form TorchScript takes."""
 
 from __future__ import annotations
 
