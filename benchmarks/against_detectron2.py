@@ -61,6 +61,7 @@ def main() -> None:
     experiment = config.compose("train", arguments.overrides)
     _, label_space = train_datasets(experiment)
     schemas = read_schemas(label_space, {}, {})
+    register_data(experiment, label_space.classes, schemas, arguments.out)
     stock = stock_config(experiment, label_space.classes, schemas, arguments.out, arguments.seed)
     seconds, results = train_and_predict(stock, experiment, schemas)
     metrics = score(experiment, schemas, results)
@@ -72,13 +73,7 @@ def main() -> None:
 def stock_config(
     experiment: DictConfig, classes: tuple[str, ...], schemas: list[Schema], out: Path, seed: int
 ) -> CfgNode:
-    """Detectron2's configuration of the experiment; registers its data sets "stock_train" and "stock_val"."""
-    for split, entry in (("train", experiment.data.train[0]), ("val", experiment.data.val[0])):
-        path = out / f"instances_{split}.json"
-        path.write_text(json.dumps(one_schema(json.loads(Path(entry.annotations).read_text()), schemas)))
-        register_coco_instances(f"stock_{split}", {}, str(path), entry.images)
-        names, flips = joined_names(classes, schemas)
-        MetadataCatalog.get(f"stock_{split}").set(keypoint_names=names, keypoint_flip_map=flips)
+    """Detectron2's configuration of the experiment."""
     solver, model, tasks = experiment.solver, experiment.model, experiment.tasks
     augment = experiment.data.train_augment
     rpn, box, mask, keypoint = tasks.detection.rpn, tasks.detection, tasks.mask, tasks.keypoint
@@ -175,6 +170,16 @@ def stock_config(
     }
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
     return cfg
+
+
+def register_data(experiment: DictConfig, classes: tuple[str, ...], schemas: list[Schema], out: Path) -> None:
+    """Tells Detectron2 of the experiment's data sets, as "stock_train" and "stock_val"."""
+    for split, entry in (("train", experiment.data.train[0]), ("val", experiment.data.val[0])):
+        path = out / f"instances_{split}.json"
+        path.write_text(json.dumps(one_schema(json.loads(Path(entry.annotations).read_text()), schemas)))
+        register_coco_instances(f"stock_{split}", {}, str(path), entry.images)
+        names, flips = joined_names(classes, schemas)
+        MetadataCatalog.get(f"stock_{split}").set(keypoint_names=names, keypoint_flip_map=flips)
 
 
 @BACKBONE_REGISTRY.register()

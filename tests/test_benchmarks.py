@@ -44,6 +44,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
 def test_same_network_and_same_keypoints(benchmark: ModuleType, experiment: DictConfig, tmp_path: Path) -> None:
     datasets, label_space = train_datasets(experiment)
     schemas = read_schemas(label_space, {}, {})
+    benchmark.register_data(experiment, label_space.classes, schemas, tmp_path)
     cfg = benchmark.stock_config(experiment, label_space.classes, schemas, tmp_path, seed=0)
     model, stock = build_model(experiment, label_space), build_stock_model(cfg)
     copy_weights(model, stock)  # raises unless every parameter of the one is in the other with the same shape
