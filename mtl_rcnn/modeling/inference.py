@@ -6,7 +6,7 @@ while it traces (`script_if_tracing`): a trace holds their loops, and takes thei
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,7 +85,7 @@ class RegionNetwork(nn.Module):
         self.detector = heads.detector
         self.detector_pooler = RegionPooler(heads.poolers[heads.detector.name], heads.detector.in_features)
         self.tasks = nn.ModuleList(kept)
-        self.poolers = nn.ModuleList(RegionPooler(heads.poolers[task.name], task.in_features) for task in kept)
+        self.poolers, self.pooler_of = _distinct(RegionPooler(heads.poolers[t.name], t.in_features) for t in kept)
 
     def forward(self, features: Features, network_sizes: Tensor) -> dict[str, Tensor]:
         """Detections of all B images in the network frame with what every RoI task says of them, as rows.
@@ -106,8 +106,11 @@ class RegionNetwork(nn.Module):
         of so many images, in image order."""
         boxes = [rows["boxes"][rows["image_index"] == index] for index in range(images)]
         described: dict[str, Tensor] = {}
-        for task, pooler in zip(self.tasks, self.poolers):
-            raw = task(pooler(features, boxes))
+        pooled: list[Tensor] = []  # once for all tasks that pool alike
+        for pooler in self.poolers:
+            pooled.append(pooler(features, boxes))
+        for index, task in enumerate(self.tasks):
+            raw = task(pooled[self.pooler_of[index]])
             described.update(task.decode(raw, rows["boxes"], rows["classes"], rows["image_index"]))
         return described
 
@@ -160,6 +163,18 @@ def size_of(image: Tensor, reference: Tensor) -> Tensor:
 def at_device_of(value: Tensor, reference: Tensor) -> Tensor:
     """`value` where `reference` is; a trace would write down the name of today's device instead."""
     return value.to(reference.device)
+
+
+def _distinct(poolers: Iterable[RegionPooler]) -> tuple[nn.ModuleList, list[int]]:
+    """The poolers without repetitions, and for each that was given its place among them."""
+    distinct: list[RegionPooler] = []
+    places: list[int] = []
+    for pooler in poolers:
+        equal = [index for index, other in enumerate(distinct) if other.settings == pooler.settings]
+        if not equal:
+            distinct.append(pooler)
+        places.append(equal[0] if equal else len(distinct) - 1)
+    return nn.ModuleList(distinct), places
 
 
 def _has_detector(model: MultiTaskRCNN, names: Collection[str]) -> bool:

@@ -28,6 +28,9 @@ class RegionPooler(nn.Module):
         self.side, self.ratio, self.aligned = int(pooler.output_size[0]), int(first.sampling_ratio), bool(first.aligned)
         self.min_level, self.max_level = int(pooler.min_level), int(pooler.max_level)
         self.box_size, self.box_level = int(pooler.canonical_box_size), int(pooler.canonical_level)
+        ways = (self.side, self.ratio, int(self.aligned), self.min_level, self.max_level, self.box_size, self.box_level)
+        self.settings = ",".join(map(str, (*self.in_features, *self.scales, *ways)))
+        """Equal for poolers that give equal features; text, which TorchScript can keep."""
 
     def forward(self, features: Features, boxes: list[Tensor]) -> Tensor:
         """(R, C, S, S) features of the boxes (R_i, 4) of B images, XYXY pixels of the network frame, in float32."""

@@ -17,7 +17,6 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from detectron2.structures import Instances, Keypoints
-from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +26,7 @@ from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, S
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco import coco_metrics
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.modeling.heatmaps import highest_points
 from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
@@ -381,10 +381,10 @@ class KeypointTask(RoiTask):
         owned = self.owned[classes]
         # Decoding goes region by region and is slow: classes without keypoints are spared it.
         rows = torch.nonzero(owned.sum(dim=1)).squeeze(1)
-        points = heatmaps_to_keypoints(raw[rows].float(), boxes[rows])
+        points = highest_points(raw[rows].float(), boxes[rows])
         # As many zeros as fit; `zeros` would write today's device into a trace.
         decoded = torch.zeros_like(raw[:, :, 0, :3], dtype=points.dtype)
-        decoded[rows] = torch.stack([points[:, :, 0], points[:, :, 1], points[:, :, 3]], dim=2)
+        decoded[rows] = points
         return {"keypoints": decoded * owned[:, :, None]}
 
     @torch.jit.export
