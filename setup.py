@@ -29,6 +29,7 @@ setup(
         "omegaconf>=2.3,<2.4",
         "rich>=13",  # progress lines
         "tabulate>=0.9",  # start-up tables
+        "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
     ],
     extras_require={
@@ -48,6 +49,7 @@ setup(
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
+            "mtl-rcnn-doctor=mtl_rcnn.doctor:main",
         ]
     },
 )
