@@ -29,6 +29,7 @@ setup(
         "omegaconf>=2.3,<2.4",
         "rich>=13",  # progress lines
         "tabulate>=0.9",  # start-up tables
+        "matplotlib>=3.6",  # histograms of a data set; Detectron2 needs it anyway
         "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
     ],
@@ -49,6 +50,7 @@ setup(
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
+            "mtl-rcnn-check=mtl_rcnn.console:check",
             "mtl-rcnn-doctor=mtl_rcnn.doctor:main",
         ]
     },
