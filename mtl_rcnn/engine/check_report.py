@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtl_rcnn.data.faults import DROP_ANNOTATION
 from mtl_rcnn.engine.startup import label_report
 from mtl_rcnn.evaluation.progress import clock_text
 
@@ -24,6 +25,10 @@ SHOWN = 5
 def as_text(report: CheckReport) -> str:
     """The whole report."""
     parts = [_source_text(source) for source in report.sources]
+    if any(fault.repair and fault.repair.drop == DROP_ANNOTATION for s in report.sources for fault in s.faults):
+        parts.append(
+            "NOTE: an object whose annotation is left out trains as background; real objects want mending by hand"
+        )
     if report.general:
         parts.append("\n".join(["the datasets together: FAULT", *(f"  {text}" for text in report.general)]))
     if report.coverage:

@@ -259,10 +259,10 @@ def _polygon_fault(polygon: Any, record: Record) -> str:
     if not are_numbers(polygon):
         return "a polygon with a coordinate that is not finite"
     # Rasterising takes memory in proportion to the coordinates.
-    size = [record["width"], record["height"]]
-    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-    if (points < np.negative(size)).any() or (points > np.multiply(2, size)).any():
-        return f"a polygon that reaches {np.abs(points).max():g}: expected pixels of an image of {size[0]} x {size[1]}"
+    for side, values in ((record["width"], polygon[0::2]), (record["height"], polygon[1::2])):
+        if min(values) < -side or max(values) > 2 * side:
+            size = f"{record['width']} x {record['height']} pixels"
+            return f"a polygon that reaches from {min(values):g} to {max(values):g}: expected an image of {size}"
     return ""
 
 
