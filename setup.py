@@ -30,6 +30,8 @@ setup(
         "rich>=13",  # progress lines
         "safetensors>=0.4",  # weights that cannot run code; timm's and Hugging Face's files
         "tabulate>=0.9",  # start-up tables
+        "matplotlib>=3.6",  # histograms of a data set; Detectron2 needs it anyway
+        "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
         "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights
     ],
@@ -51,6 +53,8 @@ setup(
             "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
+            "mtl-rcnn-check=mtl_rcnn.console:check",
+            "mtl-rcnn-doctor=mtl_rcnn.doctor:main",
         ]
     },
 )

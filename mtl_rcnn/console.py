@@ -59,3 +59,13 @@ def visualize_data(cfg: DictConfig) -> None:
     from mtl_rcnn.engine.gallery import visualize_data as draw
 
     draw(cfg)
+
+
+@config.main("check")
+def check(cfg: DictConfig) -> None:
+    """Reads the whole data of a training run and tries its first steps (`configs/check.yaml`); ends with status 1 if
+    it finds any fault."""
+    from mtl_rcnn.engine.check import check as run
+
+    if not run(cfg).clean:
+        raise SystemExit(1)

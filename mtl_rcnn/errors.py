@@ -15,7 +15,15 @@ class DataError(MtlRcnnError):
 
 
 class UnreadableImageError(DataError):
-    """An image file that is missing, truncated or of another size than its record; `data.on_error=skip` replaces it."""
+    """An image file that is missing, truncated or of another size than its record; `data.on_error=skip` replaces it.
+
+    Attributes:
+        kind: what is wrong in a few words, the same for all files with this fault.
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable image") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(MtlRcnnError):

@@ -18,6 +18,7 @@ CONFIGS = {
     "export_model.py": "export",
     "predict.py": "predict",
     "visualize_data.py": "visualize_data",
+    "check_data.py": "check",
 }
 COMMANDS = [
     line.split("#")[0].strip()

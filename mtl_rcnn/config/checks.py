@@ -122,8 +122,8 @@ def _is_metric(value: Any) -> bool:
     return isinstance(value, str) and value.count("/") >= 2
 
 
-def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
-    return " or ".join(names), lambda value: value in names
+def _one_of(*names: str | bool) -> tuple[str, Callable[[Any], bool]]:
+    return " or ".join(str(name).lower() if isinstance(name, bool) else name for name in names), lambda v: v in names
 
 
 _COUNT = ("a whole number of at least 0", lambda v: _is_integer(v) and v >= 0)
@@ -174,5 +174,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.val_losses": ("true or false", lambda v: isinstance(v, bool)),
     "solver.early_stop.metric": ("null or dataset/task/metric", lambda v: v is None or _is_metric(v)),
     "solver.early_stop.patience": _POSITIVE_COUNT,
+    "dry_run": _one_of("auto", True, False),
+    "dry_run_images": _POSITIVE_COUNT,
+    "dry_run_steps": _POSITIVE_COUNT,
 }
 """Key -> what its value must be, in words and as a test. Keys that a configuration lacks are not checked."""

@@ -40,6 +40,7 @@ def build_datasets(
     label_space: LabelSpace | None = None,
     min_instances: int = 0,
     on_error: str = "raise",
+    contents: Sequence[CocoData] | None = None,
 ) -> tuple[list[Dataset], LabelSpace]:
     """Reads datasets into records of one label space.
 
@@ -50,6 +51,7 @@ def build_datasets(
             datasets.
         min_instances: images with fewer annotated objects (crowds not counted) are removed.
         on_error: "raise" makes a missing image file an error, "skip" removes the image with a warning that names it.
+        contents: of the specifications' files, in their order, where they have been read already.
 
     Raises:
         ConfigError: a specification that does not fit its files.
@@ -57,8 +59,8 @@ def build_datasets(
     """
     _check_specs(specs)
     read = []
-    for spec in specs:
-        data = read_coco(spec.annotations)
+    for index, spec in enumerate(specs):
+        data = read_coco(spec.annotations) if contents is None else contents[index]
         read.append((spec, data, _chosen_categories(spec, data, aliases)))
     if label_space is None:
         label_space = merge_categories({spec.name: categories for spec, _, categories in read}, aliases)

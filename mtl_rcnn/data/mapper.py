@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,29 +130,37 @@ def read_image(record: Record) -> np.ndarray:
     """
     named = f"{record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']})"
     try:
-        with _strict_decoding():
+        with strict_decoding():
             image = detection_utils.read_image(record["file_name"], format="RGB")
-    except FileNotFoundError:
-        raise UnreadableImageError(
-            f"{named}: no such image file; correct the dataset's 'images' or data.root"
-        ) from None
-    except UnidentifiedImageError:
-        raise UnreadableImageError(
-            f"{named}: the image cannot be decoded (its format is unknown); replace the file, or leave it out with "
-            "data.on_error=skip"
-        ) from None
     except Exception as error:  # decoders raise anything on damaged files, from SyntaxError to struct.error
-        raise UnreadableImageError(
-            f"{named}: the image cannot be decoded ({error}); replace the file, or leave it out with data.on_error=skip"
-        ) from error
+        raise _unreadable(record["file_name"], named, error) from error
     height, width = image.shape[:2]
     if (height, width) != (record["height"], record["width"]):
         raise UnreadableImageError(
             f"{named}: the image is {width} x {height} pixels (width x height, turned as its EXIF orientation says); "
             f"its annotation file says {record['width']} x {record['height']}; correct width and height there, or save "
-            "the image in that size without an EXIF orientation, or leave it out with data.on_error=skip"
+            "the image in that size without an EXIF orientation, or leave it out with data.on_error=skip",
+            "image of another size",
         )
     return image
+
+
+def _unreadable(path: str, named: str, error: Exception) -> UnreadableImageError:
+    """What an image's decoder ran into, in words that say what to do."""
+    if isinstance(error, FileNotFoundError):
+        text = f"{named}: no such image file; correct the dataset's 'images' or data.root"
+        return UnreadableImageError(text, "image file missing")
+    kind, what = "damaged image", str(error)
+    if os.path.isdir(path):
+        kind, what = "folder in place of an image", "it is a folder"
+    elif isinstance(error, UnidentifiedImageError):
+        empty = os.path.getsize(path) == 0
+        kind = "empty image file" if empty else kind
+        what = "the file is empty" if empty else "its format is unknown"
+    return UnreadableImageError(
+        f"{named}: the image cannot be decoded ({what}); replace the file, or leave it out with data.on_error=skip",
+        kind,
+    )
 
 
 @contextmanager
@@ -175,7 +184,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 @contextmanager
-def _strict_decoding() -> Iterator[None]:
+def strict_decoding() -> Iterator[None]:
     """A truncated file is an error, even where some other library has told Pillow to fill it up with grey."""
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -25,12 +25,14 @@ class Report:
         total, kept: number of images.
         removed: reason -> number of images removed for it.
         notes: anything else worth a line.
+        missing: records without an image file, left out.
     """
 
     total: int = 0
     kept: int = 0
     removed: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    missing: list[Record] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.removed:
@@ -147,6 +149,7 @@ def _remove_missing(spec: DatasetSpec, records: list[Record], on_error: str, rep
             f"{missing[0]['file_name']} (image id {missing[0]['image_id']}); correct the dataset's 'images' or "
             "data.root, or leave them out with data.on_error=skip"
         )
+    report.missing = missing
     _count(report, "image file missing", len(missing))
     if missing:
         report.notes.append(f"image files missing: {some((record['file_name'] for record in missing), 20)}")

@@ -7,7 +7,7 @@ kept apart for every (image, task) and every (instance, task): *labelled*, *labe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from mtl_rcnn.data.faults import Fault
     from mtl_rcnn.data.geometry import Geometry
     from mtl_rcnn.data.label_space import LabelSpace
     from mtl_rcnn.visualize.canvas import Canvas
@@ -75,6 +76,11 @@ class Target(ABC):
         """Validates a record's labels once, before training. Raises DataError naming file, image id and annotation
         id."""
 
+    def faults(self, record: Record) -> Iterator[Fault]:
+        """Everything that is wrong with a record's labels for this task, for `mtl_rcnn.check`: what `check` would
+        raise, and doubtful labels that training copes with. None by default."""
+        return iter(())
+
     @abstractmethod
     def as_prediction(self, sample: Sample) -> Prediction:
         """The sample's labels in the form of a prediction (same frame as the sample), for drawing and for checking
@@ -110,6 +116,11 @@ class ImageTarget(Target):
     @abstractmethod
     def load(self, record: Record, geometry: Geometry) -> Any | None:
         """The image's label, moved by `geometry`; None if the image is not labelled."""
+
+
+def place_of(record: Record, annotation: Mapping[str, Any]) -> str:
+    """Where an annotation is, for messages."""
+    return f"dataset '{record['dataset']}', image {record['image_id']}, annotation {annotation['id']}"
 
 
 def valid_mask(samples: Sequence[Sample], name: str) -> Tensor:

@@ -18,16 +18,25 @@ from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
 
+def dataset_specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
+    """The datasets of a split ("train" or "val") as configured."""
+    nodes = OmegaConf.to_container(cfg.data[split], resolve=True)
+    return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]
+
+
 def train_datasets(cfg: DictConfig) -> tuple[list[Dataset], LabelSpace]:
     """The training sets and the classes they span."""
     return build_datasets(
-        _specs(cfg, "train"), dict(cfg.data.aliases), min_instances=cfg.data.min_instances, on_error=cfg.data.on_error
+        dataset_specs(cfg, "train"),
+        dict(cfg.data.aliases),
+        min_instances=cfg.data.min_instances,
+        on_error=cfg.data.on_error,
     )
 
 
 def val_datasets(cfg: DictConfig, label_space: LabelSpace) -> list[Dataset]:
     """The evaluation sets, their classes mapped by name; an empty list if none is configured."""
-    specs = _specs(cfg, "val")
+    specs = dataset_specs(cfg, "val")
     if not specs:
         return []
     return build_datasets(specs, dict(cfg.data.aliases), label_space, on_error=cfg.data.on_error)[0]
@@ -93,8 +102,3 @@ def evaluation_sets(
         )
         for dataset in datasets
     ]
-
-
-def _specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
-    nodes = OmegaConf.to_container(cfg.data[split], resolve=True)
-    return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]

@@ -3,7 +3,7 @@ on FPN 1612.03144)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
 from mtl_rcnn.evaluation.coco import coco_metrics, xyxy_to_xywh
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.rpn import ProposalNetwork
@@ -34,10 +35,27 @@ class DetectionTarget(InstanceTarget):
     nothing in it."""
 
     def check(self, record: Record) -> Coverage:
-        """Counts boxes; their form was checked when the file was read."""
+        """Counts boxes. DataError: an object without one; their form was checked when the file was read."""
         if self.declared(record) is False:
             return Coverage(image=False)
+        for fault in self.faults(record):
+            refuse(fault)
         return Coverage(image=True, instances=sum(not annotation["iscrowd"] for annotation in record["annotations"]))
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        """Annotations without a box: no other task's label can take its place."""
+        if self.declared(record) is False:
+            return
+        for annotation in record["annotations"]:
+            if "bbox" not in annotation:
+                message = f"{place_of(record, annotation)} has no 'bbox': add it, or remove the annotation"
+                yield Fault(
+                    "no box",
+                    message,
+                    image_id=record["image_id"],
+                    annotation_id=annotation["id"],
+                    repair=DROPPED_ANNOTATION,
+                )
 
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry

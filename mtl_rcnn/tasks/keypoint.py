@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,12 @@ from detectron2.structures import Instances, Keypoints
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtl_rcnn.data.coco_file import are_numbers
+from mtl_rcnn.data.faults import Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
-from mtl_rcnn.errors import ConfigError, DataError
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
+from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.coco import coco_metrics
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.heatmaps import highest_points
@@ -131,10 +133,21 @@ class KeypointTarget(InstanceTarget):
         """Counts annotated instances. DataError: an array of the wrong length, a declared but missing array."""
         if self.declared(record) is False:
             return Coverage(image=False)
-        counts = [self._check_annotation(record, a) for a in record["annotations"] if not a["iscrowd"]]
+        for annotation in record["annotations"]:
+            for fault in self._refused(record, annotation):
+                refuse(fault)
+        counts = [self._count(a) for a in record["annotations"] if not a["iscrowd"]]
         known = sum(count is not None for count in counts)
         labelled = self.declared(record) is True or known > 0 or not counts
         return Coverage(image=labelled, instances=sum(bool(count) for count in counts))
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        """Arrays of a wrong form; visibilities, places and counts that contradict the image or each other."""
+        if self.declared(record) is False:
+            return
+        for annotation in record["annotations"]:
+            refused = list(self._refused(record, annotation))
+            yield from refused or self._doubts(record, annotation)
 
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
@@ -180,30 +193,85 @@ class KeypointTarget(InstanceTarget):
         points[points[:, 2] == 0] = 0
         return points
 
-    def _check_annotation(self, record: Record, annotation: Mapping[str, Any]) -> int | None:
+    def _count(self, annotation: Mapping[str, Any]) -> int | None:
         """Number of annotated keypoints; None if the instance's class has no schema or nothing is said of its
         keypoints."""
+        points = annotation.get("keypoints")
+        if not points or annotation["category_id"] not in self.schema_of:
+            return None
+        return sum(visibility > 0 for visibility in points[2::3])
+
+    def _refused(self, record: Record, annotation: Mapping[str, Any]) -> Iterator[Fault]:
+        """What training cannot cope with."""
         schema = self.schema_of.get(annotation["category_id"])
         if schema is None:
-            return None
-        where = f"dataset '{record['dataset']}', image {record['image_id']}, annotation {annotation['id']}"
-        points = annotation.get("keypoints")
+            return
+        points, number = annotation.get("keypoints"), 3 * len(schema.names)
         if not points:
-            if self.declared(record):
-                raise DataError(
-                    f"{where} has no 'keypoints', but the dataset declares the task '{self.name}': add them "
-                    f"(all zeros if they "
-                    f"are not annotated), or take '{self.name}' out of the dataset's `tasks`"
+            if self.declared(record) and not annotation["iscrowd"]:
+                text = (
+                    f"has no 'keypoints', but the dataset declares the task '{self.name}': add them (all zeros if "
+                    f"they are not annotated), or take '{self.name}' out of the dataset's `tasks`"
                 )
-            return None
-        if len(points) != 3 * len(schema.names):
+                yield self._fault("no keypoints", text, record, annotation, [0] * number)
+        elif not isinstance(points, list) or not are_numbers(points):
+            text = f"has keypoints {str(points)[:60]}: expected {number} finite numbers (x, y, visibility)"
+            yield self._fault("malformed keypoints", text, record, annotation, [0] * number)
+        elif len(points) != number:
             name = self.label_space.classes[annotation["category_id"]]
-            raise DataError(
-                f"{where} has {len(points)} keypoint numbers: class '{name}' declares {len(schema.names)} "
-                f"keypoints, so "
-                f"{3 * len(schema.names)} (x, y, visibility) are expected"
+            text = (
+                f"has {len(points)} keypoint numbers: class '{name}' declares {len(schema.names)} keypoints, so "
+                f"{number} (x, y, visibility) are expected"
             )
-        return int((np.asarray(points, dtype=np.float64)[2::3] > 0).sum())
+            yield self._fault("keypoint array of another length", text, record, annotation, [0] * number)
+
+    def _doubts(self, record: Record, annotation: Mapping[str, Any]) -> Iterator[Fault]:
+        """What training copes with: it drops labelled points outside the image, and counts points itself."""
+        schema = self.schema_of.get(annotation["category_id"])
+        if schema is None or not annotation.get("keypoints"):
+            return
+        points = np.array(annotation["keypoints"], dtype=np.float64).reshape(-1, 3)
+        strange = ~np.isin(points[:, 2], (0, 1, 2))
+        centers = points[:, :2] + PIXEL_CENTER
+        outside = ((centers < 0) | (centers > [record["width"], record["height"]])).any(axis=1)
+        outside &= ~strange & (points[:, 2] > 0)
+        cleaned = list(annotation["keypoints"])
+        for index in np.flatnonzero(strange | outside):
+            cleaned[3 * index : 3 * index + 3] = [0, 0, 0]
+        size = f"{record['width']} x {record['height']} pixels"
+        for index in np.flatnonzero(strange):
+            text = f"gives '{schema.names[index]}' the visibility {points[index, 2]:g}: expected 0, 1 or 2"
+            yield self._fault("keypoint visibility", text, record, annotation, cleaned, fatal=False)
+        for index in np.flatnonzero(outside):
+            x, y = points[index, :2]
+            text = f"labels '{schema.names[index]}' at ({x:g}, {y:g}): expected a place in the image of {size}"
+            yield self._fault("keypoint outside the image", text, record, annotation, cleaned, fatal=False)
+        said, labelled = annotation.get("num_keypoints"), int((points[:, 2] > 0).sum())
+        if said is not None and said != labelled:
+            text = f"says num_keypoints {said}, but labels {labelled} (visibility above 0)"
+            yield self._fault("num_keypoints", text, record, annotation, cleaned, fatal=False)
+
+    def _fault(
+        self,
+        kind: str,
+        text: str,
+        record: Record,
+        annotation: Mapping[str, Any],
+        points: list[float],
+        fatal: bool = True,
+    ) -> Fault:
+        """A fault that these keypoints would mend; several of one annotation all carry the same."""
+        labelled = sum(visibility > 0 for visibility in points[2::3])
+        name = "recount num_keypoints" if kind == "num_keypoints" else "mark the keypoints as not labelled"
+        return Fault(
+            kind,
+            f"{place_of(record, annotation)} {text}",
+            image_id=record["image_id"],
+            annotation_id=annotation["id"],
+            field="keypoints",
+            repair=Repair(name, fields={"keypoints": points, "num_keypoints": labelled}),
+            fatal=fatal,
+        )
 
 
 class KeypointEvaluator(Evaluator):

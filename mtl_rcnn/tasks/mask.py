@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from pycocotools import mask as rle_codec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtl_rcnn.data.coco_file import are_numbers
+from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
 from mtl_rcnn.evaluation.coco import coco_metrics, encode_masks
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.slots import ClassRows, LossParts, Output, RoiTask, full_precision
@@ -35,21 +36,27 @@ class MaskTarget(InstanceTarget):
         mask."""
         if self.declared(record) is False:
             return Coverage(image=False)
-        masks = 0
+        for fault in self.faults(record):
+            refuse(fault)
+        masks = sum(bool(a.get("segmentation")) for a in record["annotations"] if not a["iscrowd"])
+        return Coverage(image=self.declared(record) is True or masks > 0 or not record["annotations"], instances=masks)
+
+    def faults(self, record: Record) -> Iterator[Fault]:
+        """Masks of a wrong form, crowds' too (evaluation reads them); masks that are declared but missing."""
+        if self.declared(record) is False:
+            return
         for annotation in record["annotations"]:
             segmentation = annotation.get("segmentation")
-            if annotation["iscrowd"]:
-                continue
-            if segmentation:
-                self._check_form(record, annotation, segmentation)
-                masks += 1
-            elif self.declared(record):
-                raise DataError(
-                    f"{_where(record, annotation)} has no 'segmentation', but the dataset declares the task "
-                    f"'{self.name}': "
-                    f"add it, or take '{self.name}' out of the dataset's `tasks`"
+            if not segmentation and self.declared(record) and not annotation["iscrowd"]:
+                text = (
+                    f"has no 'segmentation', but the dataset declares the task '{self.name}': add it, or take "
+                    f"'{self.name}' out of the dataset's `tasks`"
                 )
-        return Coverage(image=self.declared(record) is True or masks > 0 or not record["annotations"], instances=masks)
+                yield self._fault("no mask", text, record, annotation, DROPPED_ANNOTATION)
+            elif isinstance(segmentation, list):
+                yield from self._polygon_faults(record, annotation, segmentation)
+            elif segmentation:
+                yield from self._run_length_faults(record, annotation, segmentation)
 
     def load(
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
@@ -80,26 +87,37 @@ class MaskTarget(InstanceTarget):
         for index, mask in enumerate(prediction["masks"].cpu().numpy()):
             canvas.mask(mask, color_of(index))
 
-    def _check_form(self, record: Record, annotation: Mapping[str, Any], segmentation: Any) -> None:
-        if isinstance(segmentation, list):
-            for polygon in segmentation:
-                if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-                    size = len(polygon) if isinstance(polygon, list) else type(polygon).__name__
-                    raise DataError(
-                        f"{_where(record, annotation)} has a polygon of {size} numbers: expected an even number "
-                        f"of at least "
-                        "6 (3 points x, y); repair or remove the polygon"
-                    )
-                if not np.isfinite(np.asarray(polygon, dtype=np.float64)).all():
-                    raise DataError(f"{_where(record, annotation)} has a polygon with a coordinate that is not finite")
+    def _polygon_faults(
+        self, record: Record, annotation: Mapping[str, Any], polygons: Sequence[Any]
+    ) -> Iterator[Fault]:
+        faulty = [text for polygon in polygons if (text := _polygon_fault(polygon, record))]
+        if not faulty:
             return
+        good = [polygon for polygon in polygons if not _polygon_fault(polygon, record)]
+        repair = self._removal(record)
+        if good:
+            repair = Repair("remove the faulty polygons of the mask", fields={"segmentation": good})
+        for text in faulty:
+            yield self._fault("malformed polygon", f"has {text}", record, annotation, repair)
+
+    def _run_length_faults(self, record: Record, annotation: Mapping[str, Any], value: Any) -> Iterator[Fault]:
         expected = [record["height"], record["width"]]
-        if not isinstance(segmentation, Mapping) or list(segmentation.get("size", ())) != expected:
-            found = segmentation.get("size") if isinstance(segmentation, Mapping) else type(segmentation).__name__
-            raise DataError(
-                f"{_where(record, annotation)} has a run-length mask of size {found}: expected [height, width] "
-                f"= {expected}"
-            )
+        size = value.get("size") if isinstance(value, Mapping) else type(value).__name__
+        if size != expected:
+            kind, text = "mask of another size", f"has a run-length mask of size {size}: expected [height, width] = "
+            yield self._fault(kind, text + str(expected), record, annotation, self._removal(record))
+        elif (pixels := run_length_sum(value.get("counts"))) != expected[0] * expected[1]:
+            found = "no run lengths" if pixels is None else f"run lengths of {pixels} pixels"
+            text = f"has {found} in its mask: expected {expected[0]} x {expected[1]} = {expected[0] * expected[1]}"
+            yield self._fault("malformed run lengths", text, record, annotation, self._removal(record))
+
+    def _removal(self, record: Record) -> Repair:
+        """Of a mask that cannot be mended: where masks are not declared, the box may stay without one."""
+        return DROPPED_ANNOTATION if self.declared(record) else Repair("remove the mask", without=("segmentation",))
+
+    def _fault(self, kind: str, text: str, record: Record, annotation: Mapping[str, Any], repair: Repair) -> Fault:
+        ids = {"image_id": record["image_id"], "annotation_id": annotation["id"]}
+        return Fault(kind, f"{place_of(record, annotation)} {text}", field="segmentation", repair=repair, **ids)
 
 
 class MaskEvaluator(Evaluator):
@@ -241,5 +259,47 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     return rle_codec.decode(segmentation)
 
 
-def _where(record: Record, annotation: Mapping[str, Any]) -> str:
-    return f"dataset '{record['dataset']}', image {record['image_id']}, annotation {annotation['id']}"
+def _polygon_fault(polygon: Any, record: Record) -> str:
+    """What is wrong with a polygon, "" if nothing is."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        size = len(polygon) if isinstance(polygon, list) else type(polygon).__name__
+        return (
+            f"a polygon of {size} numbers: expected an even number of at least 6 (3 points x, y); repair or remove "
+            "the polygon"
+        )
+    if not are_numbers(polygon):
+        return "a polygon with a coordinate that is not finite"
+    # Rasterising takes memory in proportion to the coordinates.
+    for side, values in ((record["width"], polygon[0::2]), (record["height"], polygon[1::2])):
+        if min(values) < -side or max(values) > 2 * side:
+            size = f"{record['width']} x {record['height']} pixels"
+            return f"a polygon that reaches from {min(values):g} to {max(values):g}: expected an image of {size}"
+    return ""
+
+
+def run_length_sum(counts: Any) -> int | None:
+    """Pixels that the run lengths of a COCO RLE cover, as a list or compressed to text; None if they are neither.
+
+    A text holds numbers of 5 bits a character, low bits first, bit 6 saying that more follow; from the fourth on they
+    are differences to the number two before (pycocotools, rleFrString). pycocotools reads whatever it is given, and
+    beyond.
+    """
+    if isinstance(counts, list):
+        whole = all(isinstance(count, int) and 0 <= count < 2**32 for count in counts)
+        return sum(counts) if whole else None
+    if not isinstance(counts, str) or not counts.isascii():
+        return None
+    digits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((digits & 32) == 0)
+    if len(digits) == 0 or digits.min() < 0 or digits.max() > 63 or ends[-1:] != [len(digits) - 1]:
+        return None
+    starts = np.r_[0, ends[:-1] + 1]
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # beyond what 32 bits can hold
+        return None
+    places = np.arange(len(digits)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((digits & 31) << (5 * places), starts)
+    runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)  # the sign
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return int(runs.sum()) if (runs >= 0).all() else None
