@@ -23,6 +23,7 @@ LEFT_OUT = (
     "test_readme.py",
     "test_packaging.py",
     "test_benchmarks.py",
+    "test_cpp.py",
     "engine",
     "data",
     "evaluation",
