@@ -203,5 +203,5 @@ def test_runtime_runs_both_kinds(method: str, model: MultiTaskRCNN, images: list
 
 
 def test_an_unknown_method_is_refused(model: MultiTaskRCNN, images: list[Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"export\.method=onyx: expected one of trace, script"):
+    with pytest.raises(ExportError, match=r"export\.method=onyx: expected trace, script or onnx"):
         export_torchscript(model, LABEL_SPACE, images, tmp_path, PREPROCESSING, {}, 0, "onyx")

@@ -72,7 +72,7 @@ def export_torchscript(
         ConfigError: unknown or incomplete `tasks`.
     """
     if method not in METHODS:
-        raise ExportError(f"export.method={method}: expected one of {', '.join(METHODS)}")
+        raise ExportError(f"export.method={method}: expected trace, script or onnx")
     if not images:
         raise ExportError("export needs at least one image to trace and certify the network with")
     network = InferenceNetwork(model.eval(), tasks).eval()
