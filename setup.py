@@ -36,14 +36,17 @@ setup(
         "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights
     ],
     extras_require={
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # export.method=onnx writes with one and certifies with the other
         "dev": [
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
             "pytest>=8",
             "pytest-xdist>=3.5",  # two cores run two tests
             "ruff>=0.9",
             "setuptools>=68",
             "wheel",
             "unearth>=0.15",  # tests of third_party/detectron2 fetch as pip would
-        ]
+        ],
     },
     entry_points={
         "console_scripts": [

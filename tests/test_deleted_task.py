@@ -24,6 +24,7 @@ LEFT_OUT = (
     "test_packaging.py",
     "test_benchmarks.py",
     "test_doctor.py",
+    "test_cpp.py",
     "engine",
     "data",
     "evaluation",

@@ -146,7 +146,7 @@ def test_a_wrong_file_is_refused_and_nothing_is_written(
             constant = network(*inputs)
         return torch.jit.trace(lambda image, size: tuple(value + 0 for value in constant), inputs)
 
-    monkeypatch.setattr("mtl_rcnn.export.torchscript._trace", frozen)
+    monkeypatch.setattr("mtl_rcnn.export.torchscript.trace_network", frozen)
     with pytest.raises(ExportError, match="case 'size 2', output 'boxes'"):
         export_torchscript(model, LABEL_SPACE, images, tmp_path, PREPROCESSING, {}, min_detections=3)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from mtl_rcnn.errors import ConfigError, ExportError
 from mtl_rcnn.export.certificate import Case, certify, one_by_one
 from mtl_rcnn.export.devices import fixed_devices
 from mtl_rcnn.export.scripting import script_network
-from mtl_rcnn.export.torchscript import TracedNetwork, _trace, export_torchscript
+from mtl_rcnn.export.torchscript import TracedNetwork, export_torchscript, trace_network
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.runtime import ExportedNetwork
@@ -58,7 +58,7 @@ def nothing() -> Tensor:
 def exported(method: str, model: MultiTaskRCNN, tasks: Sequence[str], image: Tensor) -> torch.jit.ScriptModule:
     """The file, read back."""
     if method == "trace":
-        module = _trace(TracedNetwork(model, tasks), Case("", [image], [ORIGINAL[0]]))
+        module = trace_network(TracedNetwork(model, tasks), Case("", [image], [ORIGINAL[0]]))
     else:
         module = script_network(model, InferenceNetwork(model, tasks))
     file = io.BytesIO()
@@ -203,5 +203,5 @@ def test_runtime_runs_both_kinds(method: str, model: MultiTaskRCNN, images: list
 
 
 def test_an_unknown_method_is_refused(model: MultiTaskRCNN, images: list[Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"export\.method=onyx: expected one of trace, script"):
+    with pytest.raises(ExportError, match=r"export\.method=onyx: expected trace, script or onnx"):
         export_torchscript(model, LABEL_SPACE, images, tmp_path, PREPROCESSING, {}, 0, "onyx")

@@ -3,7 +3,7 @@ not written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ FLOAT_TOLERANCE = 1e-4
 
 PIXEL_TOLERANCE = 1e-5
 """Largest share of an output's pixels (values of a bool tensor) that differ."""
+
+NO_OTHER: Mapping[str, float] = {}
 
 Network = Callable[[list[Tensor], list[Tensor]], list[Prediction]]
 """(images (3, H, W), original sizes (2,)) of a batch -> predictions in the original frames."""
@@ -39,12 +41,20 @@ class Case:
 
 
 @torch.no_grad()
-def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def certify(
+    eager: Network, exported: Network, cases: Sequence[Case], tolerances: Mapping[str, float] = NO_OTHER
+) -> list[dict[str, Any]]:
     """Compares both networks on every case; the comparison as plain JSON values, one entry per case.
 
+    Args:
+        eager: the network itself.
+        exported: the file.
+        cases: inputs.
+        tolerances: output -> largest absolute difference of its floats, where it is not 1e-4.
+
     Raises:
-        ExportError: a case on which they differ: another number or order of detections, floats by more than 1e-4,
-            masks by more than 1e-5 of their pixels.
+        ExportError: a case on which they differ: another number or order of detections, floats by more than their
+            tolerance, masks by more than 1e-5 of their pixels.
     """
     report, faults = [], []
     for case in cases:
@@ -54,7 +64,7 @@ def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[di
             for name, value in expected.items():
                 difference = _difference(value, found[name])
                 differences[name] = _worse(differences.get(name, 0.0), difference)
-                text = _fault(value, found[name], difference)
+                text = _fault(value, found[name], difference, tolerances.get(name, FLOAT_TOLERANCE))
                 faults += [] if text is None else [f"case '{case.name}', output '{name}': {text}"]
         report.append(
             {
@@ -87,11 +97,11 @@ def _difference(expected: Tensor, found: Tensor) -> float | None:
     return float((expected != found).double().mean())
 
 
-def _fault(expected: Tensor, found: Tensor, difference: float | None) -> str | None:
+def _fault(expected: Tensor, found: Tensor, difference: float | None, tolerance: float) -> str | None:
     if difference is None:
         return f"{tuple(found.shape)} {found.dtype}, expected {tuple(expected.shape)} {expected.dtype}"
     if expected.is_floating_point():
-        return None if difference <= FLOAT_TOLERANCE else f"differs by {difference:.3g}, allowed are {FLOAT_TOLERANCE}"
+        return None if difference <= tolerance else f"differs by {difference:.3g}, allowed are {tolerance}"
     allowed = PIXEL_TOLERANCE if expected.dtype == torch.bool else 0.0
     return None if difference <= allowed else f"{difference:.3g} of its values differ, allowed are {allowed}"
 

@@ -12,12 +12,13 @@ from mtl_rcnn.engine.data import build_mapper, val_datasets
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import versions
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.export.onnx_file import export_onnx
 from mtl_rcnn.export.torchscript import export_torchscript
 from mtl_rcnn.modeling.inference import chosen_tasks
 
 
 def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
-    """Traces or scripts, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
+    """Exports, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
 
     Raises:
         MtlRcnnError: the checkpoint or its evaluation set cannot be read, or the certificate fails.
@@ -25,28 +26,30 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     restored = restore(cfg.run, "cpu", cfg.checkpoint)
     tasks = None if cfg.export.tasks is None else list(cfg.export.tasks)
     folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent
-    manifest = export_torchscript(
-        restored.model,
-        restored.label_space,
-        _images(restored, cfg.certificate.images),
-        folder,
-        preprocessing(restored.cfg),
-        {
-            "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
-            "versions": versions(),
-            "config": _config_of(restored, tasks),
-        },
-        cfg.certificate.min_detections,
-        cfg.export.method,
-        tasks,
-    )
+    origin = {
+        "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
+        "versions": versions(),
+        "config": _config_of(restored, tasks),
+    }
+    images = _images(restored, cfg.certificate.images)
+    what = (restored.model, restored.label_space, images, folder, preprocessing(restored.cfg), origin)
+    if cfg.export.method == "onnx":
+        manifest = export_onnx(*what, cfg.certificate.min_detections, tasks)
+    else:
+        manifest = export_torchscript(*what, cfg.certificate.min_detections, cfg.export.method, tasks)
+    _report(manifest, folder)
+    return manifest
+
+
+def _report(manifest: Mapping[str, Any], folder: Path) -> None:
     for case in manifest["certificate"]:
         worst, rows = max(case["differences"].values()), " + ".join(map(str, case["rows"]))
         print(f"certificate, {case['case']}: {rows} rows, largest difference {worst:.3g}")
-    for place in manifest["fixed_devices"]:
+    for place in manifest.get("fixed_devices", ()):
         print(f"this file runs on the CPU alone: its graph holds {place}")
-    print(f"wrote {folder / 'model.ts'}, manifest.json and runtime.py")
-    return manifest
+    onnx = manifest["method"] == "onnx"
+    files = ("model.onnx", "model.onnx.json") if onnx else ("model.ts", "manifest.json", "runtime.py")
+    print(f"wrote {', '.join(files)} in {folder}")
 
 
 def preprocessing(cfg: DictConfig) -> dict[str, Any]:

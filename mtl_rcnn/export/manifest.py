@@ -12,6 +12,7 @@ MANIFEST_FORMAT = 2
 """2 adds `method`, `signature`, `tasks` and `fixed_devices`; readers of format 1 take `method` for "trace"."""
 
 SIGNATURES = {
+    "onnx": "see `inputs` and `outputs`; B, H and W are free, K is the largest number of detections",
     "trace": "forward(image: Tensor, size: Tensor) -> Tuple[Tensor, ...], in the order of `outputs`",
     "script": "forward(images: List[Tensor], sizes: List[Tensor]) -> List[Dict[str, Tensor]], names as in `outputs`",
 }
@@ -19,6 +20,17 @@ SIGNATURES = {
 _IMAGE = "resized as `preprocessing` says, channels in its order, values 0..255; any H and W"
 _SIZE = "height and width of the original image in pixels: the frame of all outputs"
 INPUTS = {
+    "onnx": [
+        {
+            "name": "images",
+            "shape": "(B, 3, H, W)",
+            "dtype": "uint8",
+            "meaning": "images, resized as `preprocessing` says, channels in its order, values 0..255, each in the "
+            "upper left corner, 0 elsewhere; H and W are multiples of `size_divisibility`",
+        },
+        {"name": "network_sizes", "shape": "(B, 2)", "dtype": "int64", "meaning": "height and width without padding"},
+        {"name": "sizes", "shape": "(B, 2)", "dtype": "int64", "meaning": _SIZE},
+    ],
     "trace": [
         {"name": "image", "shape": "(3, H, W)", "dtype": "uint8", "meaning": f"one image, {_IMAGE}"},
         {"name": "size", "shape": "(2,)", "dtype": "int64", "meaning": _SIZE},

@@ -72,12 +72,14 @@ def export_torchscript(
         ConfigError: unknown or incomplete `tasks`.
     """
     if method not in METHODS:
-        raise ExportError(f"export.method={method}: expected one of {', '.join(METHODS)}")
+        raise ExportError(f"export.method={method}: expected trace, script or onnx")
     if not images:
         raise ExportError("export needs at least one image to trace and certify the network with")
     network = InferenceNetwork(model.eval(), tasks).eval()
     cases = choose_cases(network, images, min_detections, batches=method == "script")
-    module = _trace(TracedNetwork(model, tasks), cases[0]) if method == "trace" else script_network(model, network)
+    module = (
+        trace_network(TracedNetwork(model, tasks), cases[0]) if method == "trace" else script_network(model, network)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.ts.tmp"
     try:
@@ -104,7 +106,8 @@ def _load(
     return one_by_one(names, module)
 
 
-def _trace(network: TracedNetwork, case: Case) -> torch.jit.ScriptModule:
+def trace_network(network: TracedNetwork, case: Case) -> torch.jit.ScriptModule:
+    """Records the run of one image."""
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing warns of every Python number it meets; the certificate shows whether one of them mattered.
         warnings.simplefilter("ignore")

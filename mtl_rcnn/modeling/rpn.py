@@ -16,6 +16,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtl_rcnn.modeling.fixed_size import fixed_proposals
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import DetectorSample, Features, LossParts, full_precision
 from mtl_rcnn.modeling.suppression import grid_anchors, top_proposals
@@ -95,6 +96,26 @@ class ProposalNetwork(RPN):
     @torch.jit.export
     def proposals(self, features: Features, network_sizes: Tensor) -> list[Tensor]:
         """Boxes (P_i, 4) of B images (`network_sizes` (B, 2): height and width) at test time, on plain tensors."""
+        boxes, logits = self.dense(features)
+        return top_proposals(
+            boxes,
+            logits,
+            network_sizes,
+            self.test_nms_thresh,
+            self.test_pre_nms_topk,
+            self.test_post_nms_topk,
+            self.test_min_box_size,
+        )
+
+    def fixed_proposals(self, features: Features, network_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """As `proposals`, in a fixed number P: boxes (B, P, 4), and (B, P) which of them there are."""
+        topk = (self.test_pre_nms_topk, self.test_post_nms_topk)
+        return fixed_proposals(
+            *self.dense(features), network_sizes, self.test_nms_thresh, *topk, self.test_min_box_size
+        )
+
+    def dense(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level: the box (B, R, 4) and the objectness logit (B, R) of every anchor."""
         levels = [features[name] for name in self.in_features]
         logits, deltas = self._raw(levels)
         boxes: list[Tensor] = []
@@ -104,15 +125,7 @@ class ProposalNetwork(RPN):
                 deltas[index].reshape(-1, 4), anchors.repeat(level.shape[0], 1)
             )
             boxes.append(decoded.view(level.shape[0], -1, 4))
-        return top_proposals(
-            boxes,
-            [level.float() for level in logits],
-            network_sizes,
-            self.test_nms_thresh,
-            self.test_pre_nms_topk,
-            self.test_post_nms_topk,
-            self.test_min_box_size,
-        )
+        return boxes, [level.float() for level in logits]
 
     def _raw(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: objectness logits (B, R) and box deltas (B, R, 4), in the order of the anchors."""

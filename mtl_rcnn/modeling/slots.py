@@ -146,6 +146,18 @@ class DetectorTask(RegionTask):
         """
         raise NotImplementedError
 
+    def fixed_proposals(self, features: Features, network_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """`proposals` in a fixed number P per image: boxes (B, P, 4) and (B, P) which of them there are. Needed for
+        ONNX alone."""
+        raise NotImplementedError
+
+    def fixed_decode(
+        self, raw: tuple[Tensor, Tensor], boxes: Tensor, found: Tensor, network_sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`decode` to a fixed number K per image: boxes (B, K, 4), scores (B, K), negative where there is none,
+        classes (B, K). `boxes` and `found` are what `fixed_proposals` returns. Needed for ONNX alone."""
+        raise NotImplementedError
+
 
 @dataclass
 class DetectorSample:
@@ -209,6 +221,16 @@ class RoiTask(RegionTask):
             image_size: (2,) int64, original height and width.
         """
         raise NotImplementedError
+
+    def grids(self, raw: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """What of R detections has a fixed size, before anything depends on how large a box or an image is; for
+        formats without loops (ONNX). By default the raw output.
+
+        Args:
+            raw: output of `forward`.
+            classes: (R,) class index.
+        """
+        return {f"{self.name}_raw": raw}
 
     def _annotated_foreground(self, regions: Instances) -> Instances:
         foreground = (regions.gt_classes >= 0) & (regions.gt_classes < self.num_classes)

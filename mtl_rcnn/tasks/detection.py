@@ -23,6 +23,7 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
 from mtl_rcnn.evaluation.coco import coco_metrics, xyxy_to_xywh
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.modeling.fixed_size import fixed_detections
 from mtl_rcnn.modeling.rpn import ProposalNetwork
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import ClassRows, DetectorSample, DetectorTask, Features, LossParts, Output, full_precision
@@ -213,6 +214,21 @@ class DetectionTask(DetectorTask):
         thresholds = (self.score_thresh, self.nms_thresh, self.detections_per_image)
         found = top_detections(decoded, F.softmax(logits, dim=-1), boxes, network_sizes, *thresholds)
         return {"boxes": found[0], "scores": found[1], "classes": found[2], "image_index": found[3]}
+
+    def fixed_proposals(self, features: Features, network_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        return self.rpn.fixed_proposals(features, network_sizes)
+
+    def fixed_decode(
+        self, raw: tuple[Tensor, Tensor], boxes: Tensor, found: Tensor, network_sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See the base class."""
+        logits, deltas = raw
+        decoded = self.box_predictor.box2box_transform.apply_deltas(deltas, boxes.reshape(-1, 4))
+        decoded = decoded.reshape(*found.shape, -1, 4).expand(-1, -1, self.num_classes, -1)
+        scores = F.softmax(logits, dim=-1)[:, :-1].reshape(*found.shape, self.num_classes)
+        thresholds = (self.score_thresh, self.nms_thresh, self.detections_per_image)
+        return fixed_detections(decoded, scores, found, network_sizes, *thresholds)
 
     def _classification(self, logits: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:
         labelled = torch.cat(

@@ -443,6 +443,11 @@ class KeypointTask(RoiTask):
             count = len(regions) * self.num_keypoints * self.regions_per_image
         return {"heatmap": (loss, torch.tensor(float(count), device=raw.device))}
 
+    def grids(self, raw: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """keypoint_heatmaps (R, K, 4S, 4S): logits over the box, of all schemas' channels; decoding them loops over
+        boxes."""
+        return {"keypoint_heatmaps": raw}
+
     @torch.jit.export
     def decode(self, raw: Tensor, boxes: Tensor, classes: Tensor, image_index: Tensor) -> dict[str, Tensor]:
         """keypoints (R, K, 3): x, y in network pixels, score; 0 on channels the class does not own."""
