@@ -24,6 +24,7 @@ setup(
         "opencv-python>=4.8",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
+        "matplotlib>=3.7",  # figures of an evaluation; Detectron2 needs it anyway
         "fvcore>=0.1.5.post20221221",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",

@@ -28,6 +28,7 @@ from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fa
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
+from mtl_rcnn.engine.inspection import Inspection
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
@@ -36,6 +37,7 @@ from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
 from mtl_rcnn.engine.val_losses import validation_losses
 from mtl_rcnn.engine.weights import check_label_space, format_report, load_weights
+from mtl_rcnn.engine.worst import draw_worst
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
@@ -116,7 +118,7 @@ def _run(
             "early_stop": early_stop.state if early_stop else None,
         }
 
-    evaluate_network = partial(_evaluate, trainer, sets, folder, cfg.seed)
+    evaluate_network = partial(_evaluate, cfg, trainer, sets, label_space, folder)
     hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
@@ -143,13 +145,21 @@ def _run(
 
 
 def _evaluate(
-    trainer: Trainer, sets: Sequence[EvaluationSet], folder: Path, seed: int, iteration: int
+    cfg: DictConfig,
+    trainer: Trainer,
+    sets: Sequence[EvaluationSet],
+    label_space: LabelSpace,
+    folder: Path,
+    iteration: int,
 ) -> dict[str, Metric]:
     """Metrics, and validation losses where asked for, on rank 0, {} elsewhere; of the average where there is one."""
+    inspect = Inspection(folder / "evaluation", cfg, label_space, trainer.network, plots=cfg.evaluation.pictures)
     with trainer.average.applied() if trainer.average else nullcontext():
         share_buffers(trainer.network)
-        metrics = evaluate(trainer.network, sets, folder)
-        losses = validation_losses(trainer.network, sets, seed)
+        metrics = evaluate(trainer.network, sets, folder, inspect=inspect, iteration=iteration)
+        if cfg.evaluation.pictures and trainer.ranks.is_main:
+            draw_worst(inspect, cfg.evaluation.worst_images)
+        losses = validation_losses(trainer.network, sets, cfg.seed)
     if metrics:
         metrics |= losses
         logger.info("iteration %d\n%s", iteration, report_text(metrics))

@@ -12,6 +12,7 @@ from mtl_rcnn.engine.data import build_mapper, val_datasets
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import versions
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.evaluation.results import read_thresholds
 from mtl_rcnn.export.torchscript import export_torchscript
 
 
@@ -33,6 +34,7 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
             "versions": versions(),
             "config": OmegaConf.to_container(restored.cfg, resolve=True),
+            "score_thresholds": score_thresholds(restored),
         },
         cfg.certificate.min_detections,
     )
@@ -41,6 +43,13 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         print(f"certificate, {case['case']}: {case['rows']} rows, largest difference {worst:.3g}")
     print(f"wrote {folder / 'model.ts'}, manifest.json and runtime.py")
     return manifest
+
+
+def score_thresholds(restored: Restored) -> dict[str, Any]:
+    """{dataset: {task: {class: score of highest F1}}} as measured on this very network by `tools/evaluate.py`, else at
+    the end of its training; {} if neither evaluated it."""
+    run = restored.path.parent
+    return read_thresholds(run / "evaluation", restored.iteration) or read_thresholds(run, restored.iteration)
 
 
 def preprocessing(cfg: DictConfig) -> dict[str, Any]:
