@@ -54,7 +54,7 @@ def explained(
 
 
 def untrained(network: MultiTaskRCNN, cfg: DictConfig, label_space: LabelSpace) -> str | None:
-    """Names the parts with weights that are those of the run's random start; None if no part has.
+    """Names the parts all of whose weights are those of the run's random start; None if there is none.
 
     The start is a pure function of the seed, so that being equal to it is evidence. Weight decay shrinks also what no
     gradient moves: a common factor does not count as a difference. Constants (zero biases, norms) are no evidence.
@@ -64,12 +64,11 @@ def untrained(network: MultiTaskRCNN, cfg: DictConfig, label_space: LabelSpace) 
     for name, part in network.parts().items():
         random = {key: value for key, value in start[name].items() if value.numel() > 1 and value.std() > 0}
         now = dict(part.named_parameters())
-        same = sum(_is_multiple(now[key].detach().cpu(), value.detach()) for key, value in random.items())
-        if same:
-            found.append(f"'{name}' ({same} of {len(random)})")
+        if random and all(_is_multiple(now[key].detach().cpu(), value.detach()) for key, value in random.items()):
+            found.append(f"'{name}' (all {len(random)} weights)")
     if not found:
         return None
-    return f"weights that are still those of the random start, neither loaded nor trained: {', '.join(found)}"
+    return f"still as at the random start, neither loaded nor trained: {', '.join(found)}"
 
 
 def _is_multiple(weight: Tensor, start: Tensor) -> bool:
