@@ -49,3 +49,11 @@ def visualize_data(cfg: DictConfig) -> None:
     from mtl_rcnn.engine.gallery import visualize_data as draw
 
     draw(cfg)
+
+
+@config.main("report")
+def report(cfg: DictConfig) -> None:
+    """Makes the HTML report of a run (`configs/report.yaml`)."""
+    from mtl_rcnn.engine.report import report_run
+
+    report_run(cfg)
