@@ -34,6 +34,8 @@ setup(
         "tensorboard>=2.14",
     ],
     extras_require={
+        "wandb": ["wandb>=0.16,<1"],  # an experiment tracker, if wanted
+        "mlflow": ["mlflow>=2.9"],  # another
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.5",  # two cores run two tests
@@ -41,7 +43,7 @@ setup(
             "setuptools>=68",
             "wheel",
             "unearth>=0.15",  # tests of third_party/detectron2 fetch as pip would
-        ]
+        ],
     },
     entry_points={
         "console_scripts": [

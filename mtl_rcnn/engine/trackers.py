@@ -32,7 +32,7 @@ def build_trackers(cfg: DictConfig, folder: Path) -> list[Writer]:
         try:
             module = importlib.import_module(name)
         except ImportError:
-            logger.warning("%s is not installed: the run is not tracked there (pip install %s)", name, name)
+            logger.warning("%s is not installed: the run is not tracked there (pip install 'mtl-rcnn[%s]')", name, name)
             continue
         try:
             found.append(_Guarded(name, _TRACKERS[name](module, cfg, folder)))
@@ -69,10 +69,13 @@ class WandbWriter:
 
 
 class MlflowWriter:
-    """An MLflow run named after the run's folder; by default in its `mlruns.db` (SQLite), which needs no server."""
+    """An MLflow run named after the run's folder; by default in its `mlruns.db` (SQLite) and `mlruns`: no server."""
 
     def __init__(self, mlflow: Any, cfg: DictConfig, folder: Path) -> None:
         mlflow.set_tracking_uri(cfg.trackers.mlflow_uri or f"sqlite:///{(folder / 'mlruns.db').resolve()}")
+        if cfg.trackers.mlflow_uri is None and mlflow.get_experiment_by_name(cfg.trackers.project) is None:
+            # Pictures would else go to the working directory.
+            mlflow.create_experiment(cfg.trackers.project, artifact_location=(folder / "mlruns").resolve().as_uri())
         mlflow.set_experiment(cfg.trackers.project)
         run = mlflow.start_run(run_id=_known_id(folder, "mlflow"), run_name=folder.resolve().name)
         self._mlflow, first = mlflow, _known_id(folder, "mlflow") is None

@@ -26,7 +26,7 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
-from mtl_rcnn.evaluation.evaluator import Row, instance_rows
+from mtl_rcnn.evaluation.evaluator import Row, class_indices, instance_rows
 from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
@@ -211,8 +211,8 @@ class KeypointEvaluator(CocoEvaluator):
 
     Args:
         shared_schemas, flip_pairs: see `read_schemas`.
-        sigmas: class name -> per-keypoint standard deviations of the similarity, or "coco"; a class that is not
-            named gets COCO's when its keypoints are COCO's 17, else 0.05 for all, with a warning.
+        sigmas: class name -> per-keypoint standard deviations of the similarity, one number for all, or "coco"; a class
+            that is not named gets COCO's when its keypoints are COCO's 17, else 0.05 for all, with a warning.
     """
 
     def __init__(
@@ -226,6 +226,7 @@ class KeypointEvaluator(CocoEvaluator):
     ) -> None:
         super().__init__(name, label_space, records)
         self.schemas = read_schemas(label_space, shared_schemas, flip_pairs)
+        class_indices(label_space, list(sigmas), f"tasks.{name}.evaluator.sigmas")
         self.sigmas = [self._sigmas(schema, sigmas) for schema in self.schemas]
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
@@ -251,7 +252,9 @@ class KeypointEvaluator(CocoEvaluator):
             sigmas = COCO_PERSON_SIGMAS
         if sigmas is None:
             logger.warning("class '%s': no keypoint sigmas given, using %s for all", name, UNIFORM_SIGMA)
-            sigmas = (UNIFORM_SIGMA,) * len(schema.names)
+            sigmas = UNIFORM_SIGMA
+        if isinstance(sigmas, int | float):
+            sigmas = (float(sigmas),) * len(schema.names)
         if len(sigmas) != len(schema.names):
             raise ConfigError(
                 f"tasks.{self.name}.evaluator.sigmas.{name} has {len(sigmas)} values: the class declares "

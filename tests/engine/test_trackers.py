@@ -49,6 +49,7 @@ def wandb(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def mlflow(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     names = ("set_tracking_uri", "set_experiment", "log_dict", "log_metrics", "log_image", "end_run")
+    names = (*names, "create_experiment", "get_experiment_by_name")
     module = SimpleNamespace(**{name: calls.noting(name) for name in names})
     module.start_run = calls.noting("start_run", SimpleNamespace(info=SimpleNamespace(run_id="run7")))
     monkeypatch.setitem(sys.modules, "mlflow", module)
@@ -91,6 +92,7 @@ def test_mlflow_gets_everything_without_a_server(mlflow: Any, calls: Calls, tmp_
     feed(Writers(build_trackers(config("mlflow"), tmp_path)))
 
     assert calls.of("set_tracking_uri") == [((f"sqlite:///{tmp_path / 'mlruns.db'}",), {})]
+    assert calls.of("create_experiment") == [(("toys",), {"artifact_location": (tmp_path / "mlruns").as_uri()})]
     assert calls.of("set_experiment") == [(("toys",), {})]
     assert calls.of("start_run") == [((), {"run_id": None, "run_name": tmp_path.name})]
     ((config_logged, name), _) = calls.of("log_dict")[0]
@@ -113,7 +115,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
     assert build_trackers(config("wandb"), tmp_path) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "wandb is not installed: the run is not tracked there (pip install wandb)"
+        "wandb is not installed: the run is not tracked there (pip install 'mtl-rcnn[wandb]')"
     ]
 
 
