@@ -14,7 +14,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtl_rcnn", "mtl_rcnn.*"]), "mtl_rcnn.configs"],
     package_dir={"mtl_rcnn.configs": "configs"},
-    package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml"], "mtl_rcnn.visualize": ["*.html"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
@@ -24,6 +24,8 @@ setup(
         "opencv-python>=4.8",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
+        "jinja2>=3.1",  # the report's template; torch needs it anyway
+        "matplotlib>=3.7",  # figures of an evaluation; Detectron2 needs it anyway
         "fvcore>=0.1.5.post20221221",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
@@ -37,6 +39,8 @@ setup(
     ],
     extras_require={
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # export.method=onnx writes with one and certifies with the other
+        "wandb": ["wandb>=0.16,<1"],  # an experiment tracker, if wanted
+        "mlflow": ["mlflow>=2.9"],  # another
         "dev": [
             "onnx>=1.16",
             "onnxruntime>=1.18",
@@ -58,6 +62,7 @@ setup(
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
             "mtl-rcnn-check=mtl_rcnn.console:check",
             "mtl-rcnn-doctor=mtl_rcnn.doctor:main",
+            "mtl-rcnn-report=mtl_rcnn.console:report",
         ]
     },
 )

@@ -69,3 +69,11 @@ def check(cfg: DictConfig) -> None:
 
     if not run(cfg).clean:
         raise SystemExit(1)
+
+
+@config.main("report")
+def report(cfg: DictConfig) -> None:
+    """Makes the HTML report of a run (`configs/report.yaml`)."""
+    from mtl_rcnn.engine.report import report_run
+
+    report_run(cfg)

@@ -28,15 +28,16 @@ def toy_config(toy: Toy, folder: Path, *overrides: str, tasks: tuple[str, ...] =
         *("solver.batch_size=2", "solver.max_iter=4", "solver.steps=[0.8]", "solver.warmup_iters=2"),
         *("solver.lr=0.005", "solver.log_period=1", "solver.eval_period=0", "solver.checkpoint_period=2"),
         *("data.workers=0", "data.train_augment.resize.short_edge_length=[48,56]", "device=cpu", "threads=1"),
-        "data.test_augment.resize.short_edge_length=48",
+        *("data.test_augment.resize.short_edge_length=48", "report.enabled=false", "evaluation.samples=0"),
     ]
     return tiny_config(tasks, f"data.train=[{data}]", f"data.val=[{data}]", f"output_dir={folder}", *small, *overrides)
 
 
 def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
-    outcome = train(toy_config(toy, tmp_path / "run"))
+    outcome = train(toy_config(toy, tmp_path / "run", "report.enabled=true", "report.images=1"))
     found = {path.name for path in outcome.folder.iterdir()}
     assert {"config.yaml", "command.txt", "log.txt", "metrics.json", "metrics.jsonl", "tensorboard"} <= found
+    assert {"report.html", "labels.json", "evaluated.json", "evaluation"} <= found
     assert {"model_0000002.pth", "model_0000004.pth", "model_best.pth", "last_checkpoint"} <= found
     metrics = json.loads((outcome.folder / "metrics.json").read_text())
     assert {f"toy/{task}/AP" for task in TASKS} <= set(metrics)

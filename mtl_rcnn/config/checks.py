@@ -122,6 +122,10 @@ def _is_metric(value: Any) -> bool:
     return isinstance(value, str) and value.count("/") >= 2
 
 
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
+
+
 def _one_of(*names: str | bool) -> tuple[str, Callable[[Any], bool]]:
     return " or ".join(str(name).lower() if isinstance(name, bool) else name for name in names), lambda v: v in names
 
@@ -133,11 +137,28 @@ _POSITIVE_LENGTH = (f"{_POSITIVE_COUNT[0]}, or epochs such as 12ep", lambda v: i
 _POSITIVE = ("a number above 0", lambda v: _is_number(v) and v > 0)
 _AT_LEAST_0 = ("a number of at least 0", lambda v: _is_number(v) and v >= 0)
 _FRACTION = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+_BOOLEAN = ("true or false", lambda v: isinstance(v, bool))
+_NAMES = ("null or a list of names", lambda v: v is None or _is_list_of_names(v))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": _COUNT,
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": ("null or a whole number of at least 1", lambda v: v is None or (_is_integer(v) and v >= 1)),
     "checkpoint.keep": _POSITIVE_COUNT,
+    "evaluation.pictures": _BOOLEAN,
+    "evaluation.worst_images": _COUNT,
+    "evaluation.classes": _NAMES,
+    "evaluation.samples": _COUNT,
+    "report.enabled": _BOOLEAN,
+    "report.images": _COUNT,
+    "trackers.names": (
+        "a list of wandb and mlflow",
+        lambda v: _is_list_of_names(v) and all(name in ("wandb", "mlflow") for name in v),
+    ),
+    "trackers.offline": _BOOLEAN,
+    "images": _COUNT,
+    "pictures": _BOOLEAN,
+    "worst_images": _COUNT,
+    "classes": _NAMES,
     "data.crowd": _one_of("background", "ignore"),
     "data.on_error": _one_of("raise", "skip"),
     "data.min_instances": _COUNT,
@@ -171,7 +192,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.eval_period": _LENGTH,
     "solver.checkpoint_period": _LENGTH,
     "solver.log_period": _POSITIVE_LENGTH,
-    "solver.val_losses": ("true or false", lambda v: isinstance(v, bool)),
+    "solver.val_losses": _BOOLEAN,
     "solver.early_stop.metric": ("null or dataset/task/metric", lambda v: v is None or _is_metric(v)),
     "solver.early_stop.patience": _POSITIVE_COUNT,
     "dry_run": _one_of("auto", True, False),

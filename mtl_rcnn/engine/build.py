@@ -16,7 +16,7 @@ from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record, Target
 from mtl_rcnn.errors import ConfigError
-from mtl_rcnn.evaluation.evaluator import Evaluator
+from mtl_rcnn.evaluation.evaluator import Evaluator, class_indices
 from mtl_rcnn.modeling.backbone import ResNetFPN
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
@@ -53,11 +53,17 @@ def build_targets(cfg: DictConfig, label_space: LabelSpace) -> dict[str, Target]
 
 
 def build_evaluators(cfg: DictConfig, label_space: LabelSpace, records: Sequence[Record]) -> dict[str, Evaluator]:
-    """The evaluators of every selected task on one dataset, in slot order."""
-    return {
+    """The evaluators of every selected task on one dataset, in slot order. They score the classes of
+    `evaluation.classes`; ConfigError if the network lacks one."""
+    names = OmegaConf.select(cfg, "evaluation.classes")
+    classes = None if names is None else class_indices(label_space, names, "evaluation.classes")
+    evaluators = {
         name: cls.evaluator_class(name, label_space, records, **_plain(cfg.tasks[name].get("evaluator", {})))
         for name, cls in task_classes(cfg).items()
     }
+    for evaluator in evaluators.values():
+        evaluator.classes = classes
+    return evaluators
 
 
 def build_model(cfg: DictConfig, label_space: LabelSpace) -> MultiTaskRCNN:

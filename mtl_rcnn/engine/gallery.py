@@ -12,6 +12,7 @@ from mtl_rcnn.data.target import Prediction, Sample, Target
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_mapper, build_planner, train_datasets, val_datasets
 from mtl_rcnn.engine.predict import Predictor, drawing_order, image_of, some_of
+from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, side_by_side, write_image
 
 
@@ -23,18 +24,27 @@ def write_gallery(path: Path, predictor: Predictor, number: int = 12, threshold:
         number: images, spread over the set.
         threshold: least score that is drawn.
     """
+    titles, pairs = zip(*gallery_tiles(predictor, number, threshold))
+    write_image(path, contact_sheet(pairs, columns=2, titles=titles))
+
+
+def gallery_tiles(predictor: Predictor, number: int, threshold: float = 0.5) -> list[tuple[str, np.ndarray]]:
+    """Titles and (H, W, 3) RGB drawings, ground truth beside prediction, of images spread over the first evaluation
+    set (see `write_gallery`). ConfigError if there is no such set."""
     cfg, label_space = predictor.cfg, predictor.label_space
+    datasets = val_datasets(cfg, label_space)
+    if not datasets:
+        raise ConfigError("the run has no evaluation set to show predictions on")
     targets = build_targets(cfg, label_space)
     truth_of = Mapper(targets, [], cfg.model.input_format, training=False, labels=True)
-    pairs, titles = [], []
-    for record in some_of(val_datasets(cfg, label_space)[0].records, number):
+    tiles = []
+    for record in some_of(datasets[0].records, number):
         image = read_image(record)
         truth = as_prediction(truth_of(record, 0), targets)
         found = predictor.confident(predictor.predict(image), threshold)
         drawn = [draw_prediction(image, shown, drawing_order(targets), label_space.classes) for shown in (truth, found)]
-        pairs.append(side_by_side(*drawn))
-        titles.append(f"{record['dataset']} {record['image_id']}")
-    write_image(path, contact_sheet(pairs, columns=2, titles=titles))
+        tiles.append((f"{record['dataset']} {record['image_id']}", side_by_side(*drawn)))
+    return tiles
 
 
 def visualize_data(cfg: DictConfig) -> Path:

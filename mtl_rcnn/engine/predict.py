@@ -22,7 +22,9 @@ from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.engine.build import build_evaluators, build_targets
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.errors import ConfigError, DataError
+from mtl_rcnn.evaluation.inference import evaluation_mode
 from mtl_rcnn.evaluation.results import write_predictions
+from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.runtime import ExportedNetwork
 from mtl_rcnn.visualize.gallery import draw_prediction, write_image
 
@@ -64,19 +66,25 @@ def load_predictor(source: str | Path, device: str = "auto") -> Predictor:
 
 def checkpoint_predictor(restored: Restored) -> Predictor:
     """A predictor of a restored network; images are prepared exactly as in evaluation."""
-    augment = T.AugmentationList(build_augmentations(restored.cfg.data.test_augment, "data.test_augment"))
-    outputs = [output for task in restored.model.tasks() for output in task.outputs()]
+    return network_predictor(restored.model, restored.cfg, restored.label_space)
+
+
+def network_predictor(model: MultiTaskRCNN, cfg: DictConfig, label_space: LabelSpace) -> Predictor:
+    """A predictor of a network, also of one in training; images are prepared exactly as in evaluation."""
+    augment = T.AugmentationList(build_augmentations(cfg.data.test_augment, "data.test_augment"))
+    outputs = [output for task in model.tasks() for output in task.outputs()]
 
     def predict(image: np.ndarray) -> Prediction:
         given = T.AugInput(image)
         augment(given)
-        pixels = given.image[:, :, ::-1] if restored.cfg.model.input_format == "BGR" else given.image
+        pixels = given.image[:, :, ::-1] if cfg.model.input_format == "BGR" else given.image
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        (prediction,) = restored.model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])
+        with evaluation_mode(model):
+            (prediction,) = model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])
         return {name: value.cpu() for name, value in prediction.items()}
 
     rows = tuple(output.name for output in outputs if output.shape.startswith("(N"))
-    return Predictor(predict, restored.cfg, restored.label_space, rows)
+    return Predictor(predict, cfg, label_space, rows)
 
 
 def predict_images(cfg: DictConfig) -> Path:

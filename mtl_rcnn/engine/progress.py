@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from detectron2.utils.events import EventStorage
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +27,7 @@ from rich.text import Text
 from mtl_rcnn.errors import TrainingError
 
 __all__ = [
+    "ImageWriter",
     "JsonLinesWriter",
     "ProgressWriter",
     "TensorboardWriter",
@@ -48,6 +50,13 @@ class Writer(Protocol):
         """Writes what is left."""
 
 
+class ImageWriter(Protocol):
+    """A writer that takes pictures too."""
+
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes (H, W, 3) uint8 RGB pictures by title."""
+
+
 class Writers:
     """Several writers as one. Use as a context manager."""
 
@@ -57,6 +66,12 @@ class Writers:
     def write(self, iteration: int, scalars: Mapping[str, float], timings: Mapping[str, float]) -> None:
         for writer in self.writers:
             writer.write(iteration, scalars, timings)
+
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pictures, to the writers that take some."""
+        for writer in self.writers:
+            if hasattr(writer, "write_images"):
+                writer.write_images(iteration, images)
 
     def close(self) -> None:
         for writer in self.writers:
@@ -141,9 +156,9 @@ class JsonLinesWriter:
 
 
 class TensorboardWriter:
-    """TensorBoard event files, scalars only.
+    """TensorBoard event files: scalars, and pictures of the evaluation.
 
-    A hook that puts images or histograms into the EventStorage runs Detectron2's own writer for them:
+    A hook that puts histograms or pictures of its own into the EventStorage runs Detectron2's own writer for them:
     `hooks.PeriodicWriter([TensorboardXWriter(folder)])`.
 
     Args:
@@ -161,6 +176,10 @@ class TensorboardWriter:
             self._writer.add_scalar(name, value, iteration)
         for name, value in timings.items():
             self._writer.add_scalar(_TIME + name, value, iteration)
+
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        for title, image in images.items():
+            self._writer.add_image(f"predictions/{title}", image, iteration, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

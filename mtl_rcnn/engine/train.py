@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,23 +23,24 @@ from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
-from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together, share_buffers
+from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
+from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
+from mtl_rcnn.engine.report import write_labels
 from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
+from mtl_rcnn.engine.trackers import build_trackers
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
-from mtl_rcnn.engine.val_losses import validation_losses
 from mtl_rcnn.engine.weights import check_label_space, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
-from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
-from mtl_rcnn.evaluation.report import report_text
+from mtl_rcnn.evaluation.inference import EvaluationSet
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
+        if ranks.is_main:
+            write_labels(folder, table)
         sets = _evaluation_sets(cfg, targets, label_space, ranks)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
         model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
@@ -117,7 +119,7 @@ def _run(
             "early_stop": early_stop.state if early_stop else None,
         }
 
-    evaluate_network = partial(_evaluate, trainer, sets, folder, cfg.seed)
+    evaluate_network = partial(evaluate_on_the_way, cfg, trainer, sets, label_space, folder, writers)
     hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
@@ -139,22 +141,10 @@ def _run(
     metrics = evaluation.metrics if evaluation else {}
     if evaluation and not metrics:  # resumed after its last iteration
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
+    if cfg.report.enabled and trainer.ranks.is_main:
+        final_report(cfg, trainer, label_space, folder)
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
-
-
-def _evaluate(
-    trainer: Trainer, sets: Sequence[EvaluationSet], folder: Path, seed: int, iteration: int
-) -> dict[str, Metric]:
-    """Metrics, and validation losses where asked for, on rank 0, {} elsewhere; of the average where there is one."""
-    with trainer.average.applied() if trainer.average else nullcontext():
-        share_buffers(trainer.network)
-        metrics = evaluate(trainer.network, sets, folder)
-        losses = validation_losses(trainer.network, sets, seed)
-    if metrics:
-        metrics |= losses
-        logger.info("iteration %d\n%s", iteration, report_text(metrics))
-    return metrics
 
 
 def _evaluation_sets(
@@ -298,6 +288,7 @@ def _writers(cfg: DictConfig, folder: Path, start: int, ranks: Ranks) -> Writers
             ProgressWriter(cfg.solver.max_iter, groups=task_classes(cfg)),
             JsonLinesWriter(folder / "metrics.jsonl", start),
             TensorboardWriter(folder / "tensorboard", start),
+            *build_trackers(cfg, folder),
         ]
     )
 

@@ -1,51 +1,51 @@
-"""COCO scores of boxes, masks and keypoints, with faster-coco-eval; numbers equal pycocotools' on the same JSON."""
+"""COCO metrics of one dataset and score type, from the dataset's records and the rows of a results file."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.evaluation.coco_rows import FIELDS, RowReader, encode_masks, xyxy_to_xywh
+from mtl_rcnn.evaluation.coco_scores import STATS, CocoScores, coco_scores
 from mtl_rcnn.evaluation.coco_truth import coco_ground_truth, number_images
-from mtl_rcnn.evaluation.evaluator import Metric, Row
+from mtl_rcnn.evaluation.diagnosis import low_reason
+from mtl_rcnn.evaluation.evaluator import THRESHOLD, Metric, Row
+from mtl_rcnn.evaluation.matching import CocoProblem, Matches, match
+from mtl_rcnn.evaluation.operating_points import OperatingPoint, best_points
 
 __all__ = [
-    "CocoScores",
+    "STATS",
+    "CocoResult",
     "coco_metrics",
+    "coco_result",
     "coco_scores",
     "encode_masks",
     "xyxy_to_xywh",
 ]
 
-_REGION_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl")
-_KEYPOINT_STATS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-STATS = {"bbox": _REGION_STATS, "segm": _REGION_STATS, "keypoints": _KEYPOINT_STATS}
-"""Names of the statistics of each score type, in the order of pycocotools' `COCOeval.stats`."""
-
 _ALWAYS = ("AP", "AP50", "AP75", "AR")
 _BY_SIZE = ("APs", "APm", "APl")
-
-logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+_PER_CLASS = ("AP", "AP50", "AR")
+_POINT = ("F1", "precision", "recall")
 
 
 @dataclass(frozen=True)
-class CocoScores:
-    """Raw scores in 0..1, and -1 where there is no ground truth to score against.
+class CocoResult:
+    """Everything that scoring once finds out.
 
     Attributes:
-        stats: by name (`STATS`), equal to pycocotools' within 1e-12.
-        per_class: category id -> {"AP", "AP50"}.
+        metrics: see `coco_metrics`.
+        problem, scores, matches: what they were made of.
+        points: class index -> its best operating point, of the classes that have ground truth.
     """
 
-    stats: Mapping[str, float]
-    per_class: Mapping[int, Mapping[str, float]]
+    metrics: dict[str, Metric]
+    problem: CocoProblem
+    scores: CocoScores
+    matches: Matches
+    points: Mapping[int, OperatingPoint]
 
 
 def coco_metrics(
@@ -60,9 +60,13 @@ def coco_metrics(
     """COCO metrics of one dataset in percent (0..100, as Detectron2 prints them).
 
     `AP`, `AP50`, `AP75` and `AR` (at most 100 detections per image and class, 20 for keypoints) are always there: 0.0
-    with a reason if there is nothing to score. `APs`, `APm`, `APl` (no `APs` for keypoints), `AP/<class>` and
-    `AP50/<class>` are left out where the dataset has no ground truth of that size or class. How ground truth is read:
-    `coco_ground_truth`.
+    with a reason if there is nothing to score. `APs`, `APm`, `APl` (no `APs` for keypoints) and everything per class
+    (`AP/<class>`, `AP50/<class>`, `AR/<class>`, `F1/<class>` ...) are left out where the dataset has no ground truth of
+    that size or class. How ground truth is read: `coco_ground_truth`.
+
+    `F1/<class>`, `precision/<class>` and `recall/<class>` are those of the detections with at least
+    `score_threshold/<class>` (0..1), at a similarity of 0.5; the threshold is the one of highest F1, and missing where
+    no detection finds anything. `F1`, `precision` and `recall` are the means over the classes.
 
     Args:
         records: all records of the dataset.
@@ -76,6 +80,19 @@ def coco_metrics(
     Raises:
         DataError: a row that is malformed or names an image or category that the dataset lacks, with its index.
     """
+    return coco_result(records, label_space, rows, iou_type, classes=classes, sigmas=sigmas).metrics
+
+
+def coco_result(
+    records: Sequence[Record],
+    label_space: LabelSpace,
+    rows: Sequence[Row],
+    iou_type: str,
+    *,
+    classes: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> CocoResult:
+    """As `coco_metrics`, with what the metrics were made of."""
     if iou_type not in FIELDS:
         raise ValueError(f"iou_type is {iou_type!r}, expected one of {list(FIELDS)}")
     if (iou_type == "keypoints") != (sigmas is not None):
@@ -84,92 +101,59 @@ def coco_metrics(
     truth = coco_ground_truth(records, label_space, iou_type, classes=classes, num_keypoints=num_keypoints)
     wanted = [category["id"] for category in truth["categories"]]
     reader = RowReader(records, number_images(records), label_space, wanted, iou_type, num_keypoints)
-    scored = reader(rows)
-    scores = coco_scores(truth, scored, iou_type, sigmas)
-    return {**_overall(scores, truth, scored), **_per_class(scores, label_space, scored)}
-
-
-def coco_scores(
-    ground_truth: Mapping[str, Any], rows: Sequence[Row], iou_type: str, sigmas: Sequence[float] | None = None
-) -> CocoScores:
-    """Scores a COCO results list against a COCO dict, both with integer ids. The arguments are not changed.
-
-    Args:
-        ground_truth: {"images", "annotations", "categories"}; annotation ids are above 0.
-        rows: each with the field of the score type; other geometry fields must be absent, as they change areas.
-        iou_type: "bbox", "segm" or "keypoints".
-        sigmas: (K,) OKS sigmas; None for COCO's 17.
-    """
-    names = STATS[iou_type]
-    if not ground_truth["annotations"]:
-        return CocoScores(dict.fromkeys(names, -1.0), {})
-    truth = COCO(_copied(ground_truth), print_function=_quiet)
-    results = truth.loadRes([dict(row) for row in rows])
-    given = None if sigmas is None else list(sigmas)
-    scorer = COCOeval_faster(truth, results, iou_type, print_function=_quiet, kpt_oks_sigmas=given)
-    scorer.run()
-    stats = {name: float(value) for name, value in zip(names, scorer.stats, strict=True)}
-    return CocoScores(stats, _class_scores(scorer))
-
-
-def _class_scores(scorer: COCOeval_faster) -> dict[int, dict[str, float]]:
-    """Precision is (T, R, K, A, M): IoU threshold, recall, class, area range, maximum of detections."""
-    precision = scorer.eval["precision"][:, :, :, 0, -1]
-    return {
-        int(category_id): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
-        for k, category_id in enumerate(scorer.params.catIds)
+    problem = CocoProblem(truth, reader(rows), iou_type, sigmas)
+    scores = coco_scores(problem.truth, problem.rows, iou_type, sigmas)
+    matches = match(problem)
+    points = {index: point for index, point in best_points(matches).items() if index in scores.curves}
+    metrics = {
+        **_overall(problem, scores, points, label_space),
+        **_per_class(problem, scores, points, label_space),
     }
+    return CocoResult(metrics, problem, scores, matches, points)
 
 
-def _mean(precision: np.ndarray) -> float:
-    """Mean of the entries that have ground truth, -1 if none has."""
-    scored = precision[precision > -1]
-    return float(scored.mean()) if scored.size else -1.0
+def nothing_to_score(reason: str) -> dict[str, Metric]:
+    """The metrics that are always there, where there is nothing to measure."""
+    return {name: Metric(0.0, reason=reason) for name in _ALWAYS}
 
 
-def _overall(scores: CocoScores, truth: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Metric]:
+def _overall(
+    problem: CocoProblem, scores: CocoScores, points: Mapping[int, OperatingPoint], label_space: LabelSpace
+) -> dict[str, Metric]:
+    reason = low_reason(problem, scores, label_space.classes)
     if scores.stats["AP"] < 0:
-        reason = _no_truth_reason(truth)
-        return {name: Metric(0.0, reason=reason) for name in _ALWAYS}
-    reason = _zero_reason(scores, truth, rows)
+        return nothing_to_score(reason or "")
     metrics = {name: Metric(100 * scores.stats[name], reason=reason) for name in _ALWAYS}
     for name in _BY_SIZE:
         if scores.stats.get(name, -1.0) >= 0:
             metrics[name] = Metric(100 * scores.stats[name], reason=reason)
+    for name in _POINT:
+        values = [_point_value(point, name) for point in points.values()]
+        if values:
+            metrics[name] = Metric(sum(values) / len(values), reason=reason)
     return metrics
 
 
-def _no_truth_reason(truth: Mapping[str, Any]) -> str:
-    images, regions = len(truth["images"]), len(truth["annotations"])
-    return f"no ground truth in {images} images ({regions} crowd or unlabelled regions): nothing to score against"
-
-
-def _zero_reason(scores: CocoScores, truth: Mapping[str, Any], rows: Sequence[Row]) -> str | None:
-    images = len(truth["images"])
-    if not rows:
-        return f"no detections in {images} images"
-    if scores.stats["AP50"] > 0:
-        return None
-    seen = len({row["image_id"] for row in rows})
-    best = max(row["score"] for row in rows)
-    return f"{len(rows)} detections in {seen} of {images} images (best score {best:.3f}), none matches at IoU 0.50"
-
-
-def _per_class(scores: CocoScores, label_space: LabelSpace, rows: Sequence[Row]) -> dict[str, Metric]:
-    detected = {row["category_id"] for row in rows}
-    metrics = {}
-    for name in ("AP", "AP50"):
-        for index, values in scores.per_class.items():
-            if values[name] >= 0:
-                reason = None if index in detected else "no detections of this class"
-                metrics[f"{name}/{label_space.classes[index]}"] = Metric(100 * values[name], reason=reason)
+def _per_class(
+    problem: CocoProblem, scores: CocoScores, points: Mapping[int, OperatingPoint], label_space: LabelSpace
+) -> dict[str, Metric]:
+    detected = {row["category_id"] for row in problem.rows}
+    reasons = {index: None if index in detected else "no detections of this class" for index in scores.per_class}
+    metrics = {
+        f"{name}/{label_space.classes[index]}": Metric(100 * values[name], reason=reasons[index])
+        for name in _PER_CLASS
+        for index, values in scores.per_class.items()
+        if values[name] >= 0
+    }
+    for name in _POINT:
+        for index, point in points.items():
+            metrics[f"{name}/{label_space.classes[index]}"] = Metric(_point_value(point, name), reason=reasons[index])
+    for index, point in points.items():
+        if point.threshold is not None:
+            metrics[f"{THRESHOLD}/{label_space.classes[index]}"] = Metric(point.threshold)
     return metrics
 
 
-def _copied(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy down to the entries, to which the scorer adds fields."""
-    return {key: [dict(entry) for entry in ground_truth[key]] for key in ("images", "annotations", "categories")}
-
-
-def _quiet(*_: Any) -> None:
-    """Takes the place of the library's print function."""
+def _point_value(point: OperatingPoint, name: str) -> float:
+    """In percent."""
+    return 100 * getattr(point, name.lower())

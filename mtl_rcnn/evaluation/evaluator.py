@@ -6,14 +6,20 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Prediction, Record
 from mtl_rcnn.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mtl_rcnn.evaluation.analysis import Analysis
+
 Row = dict[str, Any]
 """One line of a results file, e.g. {"image_id", "category_id", "bbox": [x, y, w, h], "score"}. Plain JSON values."""
+
+THRESHOLD = "score_threshold"
+"""Metric, per class: the score in 0..1 from which on detections reach the class's highest F1."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,25 @@ def find_metric(metrics: Mapping[str, Metric], name: str, key: str) -> Metric:
     raise ConfigError(f"{key}={name}: no such metric; {hint}")
 
 
+def class_indices(label_space: LabelSpace, names: Sequence[str], key: str) -> tuple[int, ...]:
+    """Class indices of names, in class order. Raises ConfigError naming the `key` that holds an unknown name."""
+    known = label_space.index()
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"classes are {', '.join(known)}"
+            raise ConfigError(f"{key}: the network has no class '{name}'; {hint}")
+    return tuple(sorted({known[name] for name in names}))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Metrics by name, and what lies behind them where a task has such a thing."""
+
+    metrics: Mapping[str, Metric]
+    analysis: Analysis | None = None
+
+
 class Evaluator(ABC):
     """Scores one task on one dataset. Holds no state between images: `rows` runs on every rank, `metrics` on rank 0.
 
@@ -49,6 +74,8 @@ class Evaluator(ABC):
 
     headline = "AP"
     """The metric that stands for the task in tables."""
+    classes: tuple[int, ...] | None = None
+    """Class indices to score, None for all; an evaluator of a task without classes need not heed it."""
 
     def __init__(self, name: str, label_space: LabelSpace, records: Sequence[Record]) -> None:
         self.name = name
@@ -62,6 +89,10 @@ class Evaluator(ABC):
     @abstractmethod
     def metrics(self, rows: Sequence[Row]) -> Mapping[str, Metric]:
         """Metrics by name (`AP`, `AP50`, `AP/<class>` ...) of all rows of the dataset. Never nan."""
+
+    def score(self, rows: Sequence[Row]) -> Scored:
+        """The metrics, and the analysis behind them if the task has one."""
+        return Scored(self.metrics(rows))
 
 
 def instance_rows(record: Record, prediction: Prediction, field: str, values: Sequence[Any]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from mtl_rcnn.data.target import Prediction, Record, Sample
 from mtl_rcnn.errors import DataError
-from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
+from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, Scored
 from mtl_rcnn.evaluation.progress import Progress
 from mtl_rcnn.evaluation.results import write_metrics, write_predictions
 
@@ -44,18 +44,33 @@ class EvaluationSet:
     labelled: Iterable[Sequence[Sample]] | None = None
 
 
-def evaluate(model: nn.Module, sets: Sequence[EvaluationSet], output_dir: Path | None = None) -> dict[str, Metric]:
+Inspector = Callable[[EvaluationSet, str, Scored], Mapping[str, Metric]]
+"""Sees what a task scored on a dataset, on rank 0, and returns the metrics to keep: the same, or with more reason."""
+
+
+def evaluate(
+    model: nn.Module,
+    sets: Sequence[EvaluationSet],
+    output_dir: Path | None = None,
+    *,
+    inspect: Inspector | None = None,
+    iteration: int | None = None,
+) -> dict[str, Metric]:
     """Metrics "dataset/task/metric" on rank 0, {} on others. Every rank must call this.
 
     With `output_dir`, rank 0 writes the files that `evaluation.results` describes; they exist when this returns.
+
+    Args:
+        inspect: see `Inspector`.
+        iteration: of the network, for the files.
     """
     metrics: dict[str, Metric] = {}
     for entry in sets:
         rows = predict_dataset(model, entry.loader, entry.evaluators, name=entry.name)
         if rows is not None:
-            metrics.update(_score(entry, rows, output_dir))
+            metrics.update(_score(entry, rows, output_dir, inspect))
     if output_dir is not None and comm.is_main_process():
-        write_metrics(output_dir, metrics)
+        write_metrics(output_dir, metrics, iteration)
     comm.synchronize()
     return metrics
 
@@ -160,16 +175,30 @@ def _some(image_ids: Sequence[Any]) -> str:
     return f"{len(image_ids)}" + (f" ({shown}{' ...' if len(image_ids) > 3 else ''})" if image_ids else "")
 
 
-def _score(entry: EvaluationSet, rows: Mapping[str, Sequence[Row]], output_dir: Path | None) -> dict[str, Metric]:
+def _score(
+    entry: EvaluationSet,
+    rows: Mapping[str, Sequence[Row]],
+    output_dir: Path | None,
+    inspect: Inspector | None,
+) -> dict[str, Metric]:
     metrics = {}
-    for task, evaluator in entry.evaluators.items():
+    for task in entry.evaluators:
         if output_dir is not None:
             write_predictions(output_dir, entry.name, task, rows[task])
         start = time.monotonic()
-        scored = evaluator.metrics(rows[task])
+        found = score_task(entry, task, rows[task], inspect)
         logger.info("%s/%s: %d rows scored in %.1f s", entry.name, task, len(rows[task]), time.monotonic() - start)
-        metrics.update({f"{entry.name}/{task}/{metric}": _finite(scored[metric], task, metric) for metric in scored})
+        metrics.update(found)
     return metrics
+
+
+def score_task(
+    entry: EvaluationSet, task: str, rows: Sequence[Row], inspect: Inspector | None = None
+) -> dict[str, Metric]:
+    """Metrics "dataset/task/metric" of one task's rows on one dataset."""
+    scored = entry.evaluators[task].score(rows)
+    metrics = scored.metrics if inspect is None else inspect(entry, task, scored)
+    return {f"{entry.name}/{task}/{name}": _finite(metric, task, name) for name, metric in metrics.items()}
 
 
 def _finite(metric: Metric, task: str, name: str) -> Metric:

@@ -3,6 +3,7 @@
     predictions/<dataset>_<task>.json   the rows, a JSON list as the task's community reads it
     metrics.json                        {"dataset/task/metric": float}
     metrics_info.json                   {"dataset/task/metric": {"higher_is_better": bool, "reason": text or null}}
+    evaluated.json                      {"iteration": int}: the network, by the steps it was trained for; null: unknown
 
 Every file is written under a temporary name, then renamed: a reader never sees half of one.
 """
@@ -15,8 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import DataError, MtlRcnnError
-from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
+from mtl_rcnn.evaluation.evaluator import THRESHOLD, Evaluator, Metric, Row
+
+_EVALUATED = "evaluated.json"
 
 
 def write_predictions(folder: Path, dataset: str, task: str, rows: Sequence[Row]) -> Path:
@@ -26,13 +30,30 @@ def write_predictions(folder: Path, dataset: str, task: str, rows: Sequence[Row]
     return path
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, Metric]) -> None:
-    """Writes `metrics.json` (values) and `metrics_info.json` (direction and reason) into the folder."""
+def write_metrics(folder: Path, metrics: Mapping[str, Metric], iteration: int | None = None) -> None:
+    """Writes `metrics.json` (values), `metrics_info.json` (direction and reason) and `evaluated.json` into the
+    folder."""
     info = {
         key: {"higher_is_better": metric.higher_is_better, "reason": metric.reason} for key, metric in metrics.items()
     }
     write_json(folder / "metrics_info.json", info)
+    (folder / _EVALUATED).unlink(missing_ok=True)  # it never names another network than the metrics are of
     write_json(folder / "metrics.json", {key: metric.value for key, metric in metrics.items()})
+    write_json(folder / _EVALUATED, {"iteration": iteration})
+
+
+def read_thresholds(folder: Path, iteration: int) -> dict[str, dict[str, dict[str, float]]]:
+    """{dataset: {task: {class: score threshold of highest F1}}} of a folder's `metrics.json`; {} unless that file is
+    of the network of this iteration."""
+    path = folder / _EVALUATED
+    if not path.is_file() or _read_json(path).get("iteration") != iteration:
+        return {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for key, value in _read_json(folder / "metrics.json").items():
+        dataset, task, name = key.split("/", 2)
+        if name.startswith(f"{THRESHOLD}/"):
+            found.setdefault(dataset, {}).setdefault(task, {})[name.split("/", 1)[1]] = value
+    return found
 
 
 def read_metrics(folder: Path) -> dict[str, Metric]:
@@ -65,12 +86,18 @@ def read_rows(path: Path | str, evaluator: Evaluator) -> list[Row]:
         if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)):
             raise DataError(f"{path}: row {index}: expected an object with 'image_id', got {str(row)[:60]}")
         if row["image_id"] not in known:
-            shown = ", ".join(repr(record["image_id"]) for record in evaluator.records[:3])
-            raise DataError(
-                f"{path}: row {index}: image_id {row['image_id']!r} is not in the dataset;"
-                f" it has {len(known)} images such as {shown}. Is this file of another dataset or split?"
-            )
+            raise DataError(f"{path}: row {index}: {_unknown_image(row['image_id'], rows, known, evaluator.records)}")
     return rows
+
+
+def _unknown_image(image_id: Any, rows: Sequence[Any], known: set[Any], records: Sequence[Record]) -> str:
+    shown = ", ".join(repr(record["image_id"]) for record in records[:3])
+    named = {row["image_id"] for row in rows if isinstance(row, dict) and isinstance(row.get("image_id"), (int, str))}
+    return (
+        f"image_id {image_id!r} is not in the dataset; it has {len(known)} images such as {shown}."
+        f" {len(named & known)}/{len(named)} of the file's image ids are in the dataset:"
+        " is this file of another dataset or split?"
+    )
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
@@ -84,11 +111,20 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"{path}: not written: {error}") from error
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it. Creates the folder.
+
+    Raises:
+        MtlRcnnError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from mtl_rcnn.engine.data import build_mapper, val_datasets
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import versions
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.evaluation.results import read_thresholds
 from mtl_rcnn.export.onnx_file import export_onnx
 from mtl_rcnn.export.torchscript import export_torchscript
 from mtl_rcnn.modeling.inference import chosen_tasks
@@ -30,6 +31,7 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
         "versions": versions(),
         "config": _config_of(restored, tasks),
+        "score_thresholds": score_thresholds(restored),
     }
     images = _images(restored, cfg.certificate.images)
     what = (restored.model, restored.label_space, images, folder, preprocessing(restored.cfg), origin)
@@ -50,6 +52,13 @@ def _report(manifest: Mapping[str, Any], folder: Path) -> None:
     onnx = manifest["method"] == "onnx"
     files = ("model.onnx", "model.onnx.json") if onnx else ("model.ts", "manifest.json", "runtime.py")
     print(f"wrote {', '.join(files)} in {folder}")
+
+
+def score_thresholds(restored: Restored) -> dict[str, Any]:
+    """{dataset: {task: {class: score of highest F1}}} as measured on this very network by `tools/evaluate.py`, else at
+    the end of its training; {} if neither evaluated it."""
+    run = restored.path.parent
+    return read_thresholds(run / "evaluation", restored.iteration) or read_thresholds(run, restored.iteration)
 
 
 def preprocessing(cfg: DictConfig) -> dict[str, Any]:

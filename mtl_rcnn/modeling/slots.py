@@ -112,6 +112,9 @@ class RegionTask(Task):
 class DetectorTask(RegionTask):
     """The slot that makes boxes. A network has at most one; RoI tasks need it."""
 
+    score_thresh: float = 0.0
+    """Least score of a detection, at inference."""
+
     def propose(
         self, images: ImageList, features: Features, samples: Sequence[DetectorSample]
     ) -> tuple[list[Instances], LossParts]:

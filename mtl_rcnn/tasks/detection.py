@@ -21,8 +21,9 @@ from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
-from mtl_rcnn.evaluation.coco import coco_metrics, xyxy_to_xywh
-from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.evaluation.coco import xyxy_to_xywh
+from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
+from mtl_rcnn.evaluation.evaluator import Row, instance_rows
 from mtl_rcnn.modeling.fixed_size import fixed_detections
 from mtl_rcnn.modeling.rpn import ProposalNetwork
 from mtl_rcnn.modeling.sampling import LabelSampler
@@ -93,16 +94,16 @@ class DetectionTarget(InstanceTarget):
             canvas.box(box, name if score == 1.0 else f"{name} {score:.0%}", color_of(index))
 
 
-class DetectionEvaluator(Evaluator):
+class DetectionEvaluator(CocoEvaluator):
     """COCO box AP over all classes and per class."""
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
         """COCO detection rows: bbox is [x, y, w, h] in pixels of the original image."""
         return instance_rows(record, prediction, "bbox", xyxy_to_xywh(prediction["boxes"]))
 
-    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """AP, AP50, AP75, by size and by class, in percent."""
-        return coco_metrics(self.records, self.label_space, rows, "bbox")
+    def views(self) -> list[View]:
+        """Boxes, by their IoU."""
+        return [View("bbox")]
 
 
 class DetectionTask(DetectorTask):

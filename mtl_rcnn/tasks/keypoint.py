@@ -26,8 +26,8 @@ from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
 from mtl_rcnn.errors import ConfigError
-from mtl_rcnn.evaluation.coco import coco_metrics
-from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
+from mtl_rcnn.evaluation.evaluator import Row, class_indices, instance_rows
 from mtl_rcnn.modeling.heatmaps import highest_points
 from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
@@ -274,13 +274,13 @@ class KeypointTarget(InstanceTarget):
         )
 
 
-class KeypointEvaluator(Evaluator):
-    """COCO keypoint AP (object keypoint similarity), once per schema.
+class KeypointEvaluator(CocoEvaluator):
+    """COCO keypoint AP (object keypoint similarity), once per schema; with several schemas, the means over them.
 
     Args:
         shared_schemas, flip_pairs: see `read_schemas`.
-        sigmas: class name -> per-keypoint standard deviations of the similarity, or "coco"; a class that is not
-            named gets COCO's when its keypoints are COCO's 17, else 0.05 for all, with a warning.
+        sigmas: class name -> per-keypoint standard deviations of the similarity, one number for all, or "coco"; a class
+            that is not named gets COCO's when its keypoints are COCO's 17, else 0.05 for all, with a warning.
     """
 
     def __init__(
@@ -294,6 +294,7 @@ class KeypointEvaluator(Evaluator):
     ) -> None:
         super().__init__(name, label_space, records)
         self.schemas = read_schemas(label_space, shared_schemas, flip_pairs)
+        class_indices(label_space, list(sigmas), f"tasks.{name}.evaluator.sigmas")
         self.sigmas = [self._sigmas(schema, sigmas) for schema in self.schemas]
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
@@ -308,22 +309,9 @@ class KeypointEvaluator(Evaluator):
         ]
         return instance_rows(record, prediction, "keypoints", values)
 
-    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """AP, AP50 ... in percent. With several schemas: each under its first class's name, and their mean."""
-        per_schema = {
-            self.label_space.classes[schema.classes[0]]: coco_metrics(
-                self.records, self.label_space, rows, "keypoints", classes=schema.classes, sigmas=sigmas
-            )
-            for schema, sigmas in zip(self.schemas, self.sigmas)
-        }
-        if len(per_schema) == 1:
-            return next(iter(per_schema.values()))
-        return _mean_of(list(per_schema.values())) | {
-            f"{metric}/{name}": value
-            for name, metrics in per_schema.items()
-            for metric, value in metrics.items()
-            if "/" not in metric
-        }
+    def views(self) -> list[View]:
+        """Each schema by itself: sigmas belong to a schema."""
+        return [View("keypoints", schema.classes, sigmas) for schema, sigmas in zip(self.schemas, self.sigmas)]
 
     def _sigmas(self, schema: Schema, given: Mapping[str, Any]) -> tuple[float, ...]:
         name = self.label_space.classes[schema.classes[0]]
@@ -332,7 +320,9 @@ class KeypointEvaluator(Evaluator):
             sigmas = COCO_PERSON_SIGMAS
         if sigmas is None:
             logger.warning("class '%s': no keypoint sigmas given, using %s for all", name, UNIFORM_SIGMA)
-            sigmas = (UNIFORM_SIGMA,) * len(schema.names)
+            sigmas = UNIFORM_SIGMA
+        if isinstance(sigmas, int | float):
+            sigmas = (float(sigmas),) * len(schema.names)
         if len(sigmas) != len(schema.names):
             raise ConfigError(
                 f"tasks.{self.name}.evaluator.sigmas.{name} has {len(sigmas)} values: the class declares "
@@ -512,15 +502,3 @@ def _check_shared(categories: Mapping[str, Mapping[str, Any]], shared: Mapping[s
             raise ConfigError(
                 f"class '{user}' cannot share the keypoint schema of '{owner}': their keypoint names differ"
             )
-
-
-def _mean_of(per_schema: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
-    shared = [name for name in per_schema[0] if "/" not in name and all(name in metrics for metrics in per_schema)]
-    return {
-        name: Metric(
-            float(np.mean([metrics[name].value for metrics in per_schema])),
-            per_schema[0][name].higher_is_better,
-            "; ".join(metrics[name].reason for metrics in per_schema if metrics[name].reason) or None,
-        )
-        for name in shared
-    }

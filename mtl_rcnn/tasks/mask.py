@@ -20,8 +20,9 @@ from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
-from mtl_rcnn.evaluation.coco import coco_metrics, encode_masks
-from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
+from mtl_rcnn.evaluation.coco import encode_masks
+from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
+from mtl_rcnn.evaluation.evaluator import Row, instance_rows
 from mtl_rcnn.modeling.slots import ClassRows, LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
@@ -120,16 +121,16 @@ class MaskTarget(InstanceTarget):
         return Fault(kind, f"{place_of(record, annotation)} {text}", field="segmentation", repair=repair, **ids)
 
 
-class MaskEvaluator(Evaluator):
+class MaskEvaluator(CocoEvaluator):
     """COCO mask AP over all classes and per class."""
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
         """COCO segmentation rows: run-length masks of the original image's size."""
         return instance_rows(record, prediction, "segmentation", encode_masks(prediction["masks"]))
 
-    def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """AP, AP50, AP75, by size and by class, in percent."""
-        return coco_metrics(self.records, self.label_space, rows, "segm")
+    def views(self) -> list[View]:
+        """Masks, by their IoU."""
+        return [View("segm")]
 
 
 class MaskTask(RoiTask):

@@ -56,7 +56,9 @@ def test_ground_truth_as_detections_is_perfect_with_text_image_ids_and_own_categ
 def test_no_detections_are_zero_with_a_reason():
     metrics = coco_metrics(two_images(), LABELS, [], "bbox")
 
-    assert {name for name in metrics if "/" not in name} == {"AP", "AP50", "AP75", "AR", "APm"}
+    assert {name for name in metrics if "/" not in name} == {
+        *("AP", "AP50", "AP75", "AR", "APm", "F1", "precision", "recall")
+    }
     assert all(metric.value == 0.0 for metric in metrics.values())
     assert metrics["AP"].reason == "no detections in 2 images"
     assert metrics["AP/dog"].reason == "no detections of this class"
@@ -86,7 +88,9 @@ def test_only_the_given_classes_count():
 
     assert both["AP"].value < 80
     assert cats["AP"].value == pytest.approx(100)
-    assert [name for name in cats if "/" in name] == ["AP/cat", "AP50/cat"]
+    assert [name for name in cats if "/" in name] == [
+        *("AP/cat", "AP50/cat", "AR/cat", "F1/cat", "precision/cat", "recall/cat", "score_threshold/cat")
+    ]
 
 
 def test_a_box_without_mask_is_neither_a_miss_nor_a_false_alarm():

@@ -111,6 +111,9 @@ def test_similarities_are_given_cocos_or_uniform_with_a_warning(caplog: pytest.L
     evaluator = KeypointEvaluator("keypoint", SPACE, [], {}, {}, {"arrow": [0.1, 0.2]})
     assert evaluator.sigmas == [(0.1, 0.2), (0.05, 0.05, 0.05)]
     assert "class 'hand': no keypoint sigmas given" in caplog.text
+    assert KeypointEvaluator("keypoint", SPACE, [], {}, {}, {"arrow": 0.1, "hand": 0.2}).sigmas[1] == (0.2, 0.2, 0.2)
+    with pytest.raises(ConfigError, match=r"tasks.keypoint.evaluator.sigmas: the network has no class 'arow'; did you"):
+        KeypointEvaluator("keypoint", SPACE, [], {}, {}, {"arow": [0.1, 0.2]})
     with pytest.raises(ConfigError, match=r"tasks.keypoint.evaluator.sigmas.arrow has 3 values: .* 2 keypoints"):
         KeypointEvaluator("keypoint", SPACE, [], {}, {}, {"arrow": [0.1, 0.2, 0.3]})
 
