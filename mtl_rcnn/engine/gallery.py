@@ -1,4 +1,4 @@
-"""Pictures to judge a run by: what the loader feeds, and predictions beside the ground truth."""
+"""Pictures of what the loader feeds."""
 
 from __future__ import annotations
 
@@ -7,34 +7,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from mtl_rcnn.data.mapper import Mapper, read_image
 from mtl_rcnn.data.target import Prediction, Sample, Target
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_mapper, build_planner, train_datasets, val_datasets
-from mtl_rcnn.engine.predict import Predictor, drawing_order, image_of, some_of
-from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, side_by_side, write_image
-
-
-def write_gallery(path: Path, predictor: Predictor, number: int = 12, threshold: float = 0.5) -> None:
-    """One picture: images of the first evaluation set, ground truth beside prediction.
-
-    Args:
-        path: of the PNG.
-        number: images, spread over the set.
-        threshold: least score that is drawn.
-    """
-    cfg, label_space = predictor.cfg, predictor.label_space
-    targets = build_targets(cfg, label_space)
-    truth_of = Mapper(targets, [], cfg.model.input_format, training=False, labels=True)
-    pairs, titles = [], []
-    for record in some_of(val_datasets(cfg, label_space)[0].records, number):
-        image = read_image(record)
-        truth = as_prediction(truth_of(record, 0), targets)
-        found = predictor.confident(predictor.predict(image), threshold)
-        drawn = [draw_prediction(image, shown, drawing_order(targets), label_space.classes) for shown in (truth, found)]
-        pairs.append(side_by_side(*drawn))
-        titles.append(f"{record['dataset']} {record['image_id']}")
-    write_image(path, contact_sheet(pairs, columns=2, titles=titles))
+from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, drawing_order, write_image
 
 
 def visualize_data(cfg: DictConfig) -> Path:
@@ -66,7 +42,7 @@ def draw_sample(sample: Sample, targets: dict[str, Target], classes: tuple[str, 
     """(H, W, 3) RGB: a sample's image with the labels it carries."""
     labelled = {name: target for name, target in targets.items() if sample["labelled"][name]}
     return draw_prediction(
-        image_of(sample, input_format), as_prediction(sample, labelled), drawing_order(labelled), classes
+        _image_of(sample, input_format), as_prediction(sample, labelled), drawing_order(labelled), classes
     )
 
 
@@ -76,3 +52,9 @@ def as_prediction(sample: Sample, targets: dict[str, Target]) -> Prediction:
     for target in targets.values():
         merged |= target.as_prediction(sample)
     return merged
+
+
+def _image_of(sample: Sample, input_format: str) -> np.ndarray:
+    """A sample's image as (H, W, 3) uint8 RGB."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(image[:, :, ::-1] if input_format == "BGR" else image)

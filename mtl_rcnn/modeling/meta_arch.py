@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,16 @@ class MultiTaskRCNN(nn.Module):
         """All tasks in slot order: detector, RoI tasks, image tasks."""
         regions = [] if self.roi_heads is None else [self.roi_heads.detector, *self.roi_heads.tasks.values()]
         return [*regions, *self.image_tasks.values()]
+
+    def keep(self, names: Collection[str]) -> None:
+        """Leaves out all other tasks, for good; the detector stays where a named task works on its boxes."""
+        heads = self.roi_heads
+        if heads is not None:
+            heads.keep(names)
+            if not heads.tasks and heads.detector.name not in names:
+                self.roi_heads = None
+        for name in self.image_tasks.keys() - set(names):
+            del self.image_tasks[name]
 
     def parts(self) -> dict[str, nn.Module]:
         """The trunk and every task, by name: what a learning rate or a count of parameters is told of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -65,6 +65,12 @@ class MultiTaskROIHeads(ROIHeads):
         self.tasks = nn.ModuleDict({task.name: task for task in tasks})
         self.poolers = nn.ModuleDict({task.name: build_pooler(task, features) for task in (detector, *tasks)})
         self.sampler = sampler
+
+    def keep(self, names: Collection[str]) -> None:
+        """Leaves out the RoI slots of all other tasks."""
+        for name in self.tasks.keys() - set(names):
+            del self.tasks[name]
+            del self.poolers[name]
 
     def losses(
         self, features: Features, proposals: list[Instances], samples: Sequence[DetectorSample]

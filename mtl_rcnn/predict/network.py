@@ -1,0 +1,141 @@
+"""A network as two functions, from a checkpoint or from an exported file: prepare an image, run a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from omegaconf import DictConfig, OmegaConf
+
+from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.target import Prediction, Sample
+from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.engine.build import task_classes
+from mtl_rcnn.engine.restore import Restored, restore
+from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.modeling.slots import DetectorTask, RegionTask
+from mtl_rcnn.runtime import ExportedNetwork
+
+EXPORTED = "model.ts"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network on some device.
+
+    Attributes:
+        prepare: (H, W, 3) uint8 RGB -> sample. Threads may call it.
+        run: samples -> a prediction each, on the CPU.
+        cfg, label_space: of the network.
+        tasks: that were chosen, in slot order.
+        row_outputs: names of the outputs with one row per detection.
+    """
+
+    prepare: Callable[[np.ndarray], Sample]
+    run: Callable[[Sequence[Sample]], list[Prediction]]
+    cfg: DictConfig
+    label_space: LabelSpace
+    tasks: tuple[str, ...]
+    row_outputs: frozenset[str]
+
+
+def load_network(source: str | Path | Restored, device: str = "auto", tasks: Sequence[str] | None = None) -> Network:
+    """The network of a checkpoint, a run's directory, or an exported `model.ts`.
+
+    Args:
+        source: a checkpoint file; a run's directory, of which the last checkpoint is taken; a `model.ts`, or a folder
+            that holds one and no checkpoint; or what `engine.restore` gave.
+        device: "auto", "cpu", "cuda" or "cuda:1"; a restored network stays where it is.
+        tasks: names of the tasks that are wanted, None for all; a detector stays where a chosen task needs it.
+
+    Raises:
+        MtlRcnnError: there is no network, or it lacks a task.
+    """
+    if isinstance(source, Restored):
+        return checkpoint_network(source, tasks)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    path = Path(source)
+    if path.is_dir() and (path / EXPORTED).is_file() and not list(path.glob("*.pth")):
+        path = path / EXPORTED
+    if path.suffix == ".ts":
+        return exported_network(path, chosen, tasks)
+    return checkpoint_network(restore(path, chosen), tasks)
+
+
+def checkpoint_network(restored: Restored, tasks: Sequence[str] | None = None) -> Network:
+    """A restored network, without the heads of tasks that are not chosen; images are prepared as in evaluation."""
+    cfg, model = restored.cfg, restored.model
+    names = _chosen(cfg, tasks)
+    model.keep(names)
+    augment = T.AugmentationList(build_augmentations(cfg.data.test_augment, "data.test_augment"))
+
+    def prepare(image: np.ndarray) -> Sample:
+        given = T.AugInput(image)
+        augment(given)
+        pixels = given.image[:, :, ::-1] if cfg.model.input_format == "BGR" else given.image
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+    def run(samples: Sequence[Sample]) -> list[Prediction]:
+        return [_on_cpu(prediction) for prediction in model.predict(samples)]
+
+    shapes = {output.name: output.shape for task in model.tasks() for output in task.outputs()}
+    return Network(prepare, run, cfg, restored.label_space, names, _rows(shapes))
+
+
+def exported_network(path: Path, device: str, tasks: Sequence[str] | None = None) -> Network:
+    """An exported network. It computes all its tasks; the outputs of those that are not chosen are dropped."""
+    if not path.is_file() or not path.with_name("manifest.json").is_file():
+        raise ConfigError(f"network={path}: expected an exported model.ts with manifest.json beside it")
+    network = ExportedNetwork(path, device)
+    cfg = OmegaConf.create(network.manifest["config"])
+    names = _chosen(cfg, tasks)
+    kept = {*names, *_detectors(cfg, names)}
+    shapes = {entry["name"]: entry["shape"] for entry in network.manifest["outputs"] if entry["task"] in kept}
+
+    def prepare(image: np.ndarray) -> Sample:
+        return {"image": torch.tensor(image.transpose(2, 0, 1))}
+
+    def run(samples: Sequence[Sample]) -> list[Prediction]:
+        # A traced network takes one image: a batch is one after the other.
+        found = [network(sample["image"]) for sample in samples]
+        return [_on_cpu({name: prediction[name] for name in shapes}) for prediction in found]
+
+    return Network(prepare, run, cfg, LabelSpace.from_state(network.manifest["label_space"]), names, _rows(shapes))
+
+
+def _chosen(cfg: DictConfig, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Names in slot order."""
+    known = list(task_classes(cfg))
+    if tasks is None:
+        return tuple(known)
+    for name in tasks:
+        if name not in known:
+            raise ConfigError(
+                f"tasks={list(tasks)}: the network has no task '{name}'; its tasks are {', '.join(known)}"
+            )
+    if not tasks:
+        raise ConfigError(
+            f"no task is chosen; choose at least one of the network's tasks {', '.join(known)}, or null for all"
+        )
+    return tuple(name for name in known if name in tasks)
+
+
+def _detectors(cfg: DictConfig, names: Sequence[str]) -> list[str]:
+    """The detector's name if one of the tasks needs it, as a list."""
+    classes = task_classes(cfg)
+    if not any(issubclass(classes[name], RegionTask) for name in names):
+        return []
+    return [name for name, cls in classes.items() if issubclass(cls, DetectorTask)]
+
+
+def _rows(shapes: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(name for name, shape in shapes.items() if shape.startswith("(N"))
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    return {name: value.cpu() for name, value in prediction.items()}
