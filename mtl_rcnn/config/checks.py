@@ -143,6 +143,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.crowd": _one_of("background", "ignore"),
     "data.on_error": _one_of("raise", "skip"),
     "data.min_instances": _COUNT,
+    "data.repeat_thresh": (
+        "null or a number above 0 and at most 1",
+        lambda v: v is None or (_is_number(v) and 0 < v <= 1),
+    ),
     "data.workers": _COUNT,
     "data.window": _POSITIVE_COUNT,
     "solver.batch_size": _POSITIVE_COUNT,

@@ -11,10 +11,12 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner, check_world
+from mtl_rcnn.data.repeat import repeat_factors
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.engine.build import build_evaluators
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
 
@@ -51,7 +53,13 @@ def build_mapper(cfg: DictConfig, targets: Mapping[str, Target], training: bool,
 def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
     """Which images make which batch, over all training sets together."""
     sizes = [(record["height"], record["width"]) for dataset in datasets for record in dataset.records]
-    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed)
+    repeats = repeat_factors(datasets, cfg.data.repeat_thresh)
+    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed, repeats=repeats)
+
+
+def epoch_length(cfg: DictConfig, datasets: list[Dataset]) -> float:
+    """Training samples of an epoch: the number of images, or with repeats the mean, which need not be whole."""
+    return build_planner(cfg, datasets).epoch_length
 
 
 def train_loader(
@@ -97,4 +105,7 @@ def evaluation_sets(
 
 def _specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
     nodes = OmegaConf.to_container(cfg.data[split], resolve=True)
+    for index, node in enumerate(nodes):
+        if split == "val" and node.get("repeat", 1) != 1:
+            raise ConfigError(f"data.val[{index}].repeat={node['repeat']}: evaluation sees every image once; remove it")
     return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]
