@@ -3,6 +3,7 @@
     from runtime import ExportedNetwork
     network = ExportedNetwork("model.ts")
     prediction = network(network.read("image.jpg"))   # {"boxes": (N, 4), "scores": (N,), ...}, original image's pixels
+    predictions = network.batch([first, second])      # one pass if the file was scripted, one per image if traced
 
 Command line: python runtime.py model.ts image.jpg
 """
@@ -41,16 +42,28 @@ class ExportedNetwork:
         """An image file as (3, H, W) uint8 RGB, turned upright."""
         return decode_image(str(path), mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
-    @torch.no_grad()
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions by name, as `outputs` of the manifest describes them, in the pixels of `image`.
 
         Args:
             image: (3, H, W) uint8 RGB.
         """
-        size = torch.tensor(image.shape[-2:], device=self.device)
-        outputs = self.module(self.preprocess(image).to(self.device), size)
-        return {entry["name"]: value for entry, value in zip(self.manifest["outputs"], outputs)}
+        return self.batch([image])[0]
+
+    @torch.no_grad()
+    def batch(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Predictions of several images, of any sizes. In one pass the smaller are padded to the size of the largest,
+        which changes their predictions a little.
+
+        Args:
+            images: (3, H, W) uint8 RGB each.
+        """
+        inputs = [self.preprocess(image).to(self.device) for image in images]
+        sizes = [torch.tensor(image.shape[-2:], device=self.device) for image in images]
+        names = [entry["name"] for entry in self.manifest["outputs"]]
+        if self.manifest.get("method", "trace") == "trace":
+            return [dict(zip(names, self.module(*pair))) for pair in zip(inputs, sizes)]
+        return [{name: found[name] for name in names} for found in self.module(inputs, sizes)] if images else []
 
     def preprocess(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 RGB -> what the network takes: resized, channels in its order."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtl_rcnn.errors import ExportError
 from mtl_rcnn.export.certificate import Case, certify, choose_cases
 from mtl_rcnn.export.torchscript import TracedNetwork, export_torchscript
+from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.runtime import ExportedNetwork, network_size
 
@@ -58,28 +59,38 @@ def model(images: list[Tensor]) -> MultiTaskRCNN:
     return model
 
 
-@pytest.fixture(scope="module")
-def exported(model: MultiTaskRCNN, images: list[Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["trace", "script"])
+def exported(
+    request: pytest.FixtureRequest,
+    model: MultiTaskRCNN,
+    images: list[Tensor],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export_torchscript(model, LABEL_SPACE, images, folder, PREPROCESSING, {"versions": {}}, min_detections=3)
+    export_torchscript(model, LABEL_SPACE, images, folder, PREPROCESSING, {"versions": {}}, 3, method=request.param)
     return folder
 
 
 def test_certificate_covers_sizes_crowds_and_nothing(exported: Path) -> None:
     manifest = json.loads((exported / "manifest.json").read_text())
     cases = {case["case"]: case for case in manifest["certificate"]}
-    assert set(cases) == {"size 1", "size 2", "size 3", "many detections", "no detections"}
-    assert len({tuple(case["network_size"]) for case in cases.values()}) >= 3
-    assert all(case["network_size"] != case["original_size"] for case in cases.values())
-    assert cases["many detections"]["rows"] > 3
-    assert cases["no detections"]["rows"] == 0
+    alone = {"size 1", "size 2", "size 3", "many detections", "no detections"}
+    batches = {"batch of three sizes", "batch of three with none"} if manifest["method"] == "script" else set()
+    assert set(cases) == alone | batches
+    assert all(len(cases[name]["rows"]) == 3 for name in batches)
+    assert len({tuple(case["network_sizes"][0]) for case in cases.values()}) >= 3
+    assert all(case["network_sizes"] != case["original_sizes"] for case in cases.values())
+    assert cases["many detections"]["rows"][0] > 3
+    assert cases["no detections"]["rows"] == [0]
     assert all(difference <= 1e-4 for case in cases.values() for difference in case["differences"].values())
 
 
 def test_manifest_says_what_goes_in_and_comes_out(exported: Path) -> None:
     need_tasks("mask", "keypoint")
     manifest = json.loads((exported / "manifest.json").read_text())
-    assert [entry["name"] for entry in manifest["inputs"]] == ["image", "size"]
+    names = {"trace": ["image", "size"], "script": ["images", "sizes"]}
+    assert [entry["name"] for entry in manifest["inputs"]] == names[manifest["method"]]
+    assert manifest["fixed_devices"] == []
     outputs = {entry["name"]: entry["shape"] for entry in manifest["outputs"]}
     assert outputs == {
         "boxes": "(N, 4)",
@@ -129,10 +140,11 @@ def test_exported_network_keeps_the_original_frame(exported: Path) -> None:
 def test_a_wrong_file_is_refused_and_nothing_is_written(
     model: MultiTaskRCNN, images: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def frozen(network: TracedNetwork, image: Tensor, size: Tensor) -> torch.jit.ScriptModule:
+    def frozen(network: TracedNetwork, case: Case) -> torch.jit.ScriptModule:
+        inputs = case.images[0], case.sizes[0]
         with torch.no_grad():
-            constant = network(image, size)
-        return torch.jit.trace(lambda image, size: tuple(value + 0 for value in constant), (image, size))
+            constant = network(*inputs)
+        return torch.jit.trace(lambda image, size: tuple(value + 0 for value in constant), inputs)
 
     monkeypatch.setattr("mtl_rcnn.export.torchscript._trace", frozen)
     with pytest.raises(ExportError, match="case 'size 2', output 'boxes'"):
@@ -142,25 +154,20 @@ def test_a_wrong_file_is_refused_and_nothing_is_written(
 
 @pytest.mark.parametrize("output", ["boxes", "scores", "classes"])
 def test_certificate_sees_small_differences(model: MultiTaskRCNN, images: list[Tensor], output: str) -> None:
-    network = TracedNetwork(model)
+    eager = InferenceNetwork(model)
 
-    def eager(image: Tensor, size: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return dict(zip(network.names, network(image, size)))
-
-    def spoilt(image: Tensor, size: Tensor) -> dict[str, Tensor]:
-        found = eager(image, size)
+    def spoilt(images: list[Tensor], sizes: list[Tensor]) -> list[dict[str, Tensor]]:
+        *others, found = eager(images, sizes)
         value = found[output].clone()
         value.view(-1)[0] = value.view(-1)[0] + 2e-4 if value.is_floating_point() else 1 - value.view(-1)[0].long()
-        return found | {output: value}
+        return [*others, found | {output: value}]
 
-    case = Case("one", images[0], torch.tensor([70, 90]))
-    assert certify(eager, eager, [case])[0]["rows"] > 0
-    with pytest.raises(ExportError, match=f"output '{output}'"):
+    case = Case("two", images[:2], [torch.tensor([70, 90]), torch.tensor([90, 70])])
+    assert min(certify(eager, eager, [case])[0]["rows"]) > 0
+    with pytest.raises(ExportError, match=f"case 'two', output '{output}'"):
         certify(eager, spoilt, [case])
 
 
 def test_a_certificate_without_a_crowd_is_refused(model: MultiTaskRCNN, images: list[Tensor]) -> None:
-    network = TracedNetwork(model)
-    with torch.no_grad(), pytest.raises(ExportError, match="no input with more than 100000 detections"):
-        choose_cases(lambda image, size: dict(zip(network.names, network(image, size))), images, 100_000)
+    with pytest.raises(ExportError, match="no input with more than 100000 detections"):
+        choose_cases(InferenceNetwork(model), images, 100_000, batches=False)

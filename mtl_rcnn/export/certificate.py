@@ -3,7 +3,7 @@ not written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,23 +19,23 @@ FLOAT_TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 1e-5
 """Largest share of an output's pixels (values of a bool tensor) that differ."""
 
-Network = Callable[[Tensor, Tensor], Prediction]
-"""(image (3, H, W), original size (2,)) -> prediction in the original frame."""
+Network = Callable[[list[Tensor], list[Tensor]], list[Prediction]]
+"""(images (3, H, W), original sizes (2,)) of a batch -> predictions in the original frames."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input of the certificate.
+    """One input of the certificate, a batch.
 
     Attributes:
         name: what it shows.
-        image: (3, H, W) uint8, network frame.
-        size: (2,) int64 original height and width, other than (H, W).
+        images: (3, H, W) uint8 each, network frame.
+        sizes: (2,) int64 original height and width of each, other than (H, W).
     """
 
     name: str
-    image: Tensor
-    size: Tensor
+    images: list[Tensor]
+    sizes: list[Tensor]
 
 
 @torch.no_grad()
@@ -48,19 +48,20 @@ def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[di
     """
     report, faults = [], []
     for case in cases:
-        expected, found = eager(case.image, case.size), exported(case.image, case.size)
-        differences = {name: _difference(expected[name], found[name]) for name in expected}
-        faults += [
-            f"case '{case.name}', output '{name}': {text}"
-            for name in expected
-            if (text := _fault(expected[name], found[name], differences[name])) is not None
-        ]
+        pairs = list(zip(eager(case.images, case.sizes), exported(case.images, case.sizes), strict=True))
+        differences: dict[str, float | None] = {}
+        for expected, found in pairs:
+            for name, value in expected.items():
+                difference = _difference(value, found[name])
+                differences[name] = _worse(differences.get(name, 0.0), difference)
+                text = _fault(value, found[name], difference)
+                faults += [] if text is None else [f"case '{case.name}', output '{name}': {text}"]
         report.append(
             {
                 "case": case.name,
-                "network_size": list(case.image.shape[-2:]),
-                "original_size": case.size.tolist(),
-                "rows": len(next(iter(expected.values()))),
+                "network_sizes": [list(image.shape[-2:]) for image in case.images],
+                "original_sizes": [size.tolist() for size in case.sizes],
+                "rows": [len(next(iter(expected.values()))) if expected else 0 for expected, _ in pairs],
                 "differences": differences,
             }
         )
@@ -69,6 +70,10 @@ def certify(eager: Network, exported: Network, cases: Sequence[Case]) -> list[di
             "the exported network differs from the network itself, nothing is written: " + "; ".join(faults)
         )
     return report
+
+
+def _worse(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else max(one, other)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float | None:
@@ -91,13 +96,14 @@ def _fault(expected: Tensor, found: Tensor, difference: float | None) -> str | N
     return None if difference <= allowed else f"{difference:.3g} of its values differ, allowed are {allowed}"
 
 
-def choose_cases(network: Network, images: Sequence[Tensor], min_rows: int) -> list[Case]:
-    """Inputs that show what may go wrong: three sizes, many detections, none.
+def choose_cases(network: Network, images: Sequence[Tensor], min_rows: int, batches: bool) -> list[Case]:
+    """Inputs that show what may go wrong: three sizes, many detections, none, and batches of these.
 
     Args:
         network: the network itself, to count its detections.
         images: (3, H, W) uint8 network-frame images, real ones.
         min_rows: one case has more detections than this; 0 needs none.
+        batches: whether several images make a case, too.
 
     Raises:
         ExportError: no input has so many detections, or none has none.
@@ -106,20 +112,38 @@ def choose_cases(network: Network, images: Sequence[Tensor], min_rows: int) -> l
         _case(f"size {index + 1}", _resized(images[index % len(images)], scale), stretch)
         for index, (scale, stretch) in enumerate(((1.0, 1.7), (0.8, 0.6), (1.3, 2.3)))
     ]
-    if "boxes" not in network(cases[0].image, cases[0].size):
-        return cases
-    crowded = (_case("many detections", mosaic, 1.4) for mosaic in _mosaics(images))
-    empty = (_case("no detections", torch.full_like(images[0], value), 1.4) for value in (114, 0, 255, 60, 180))
-    if min_rows > 0:
-        cases.append(_first(network, crowded, lambda rows: rows > min_rows, f"more than {min_rows} detections"))
-    cases.append(_first(network, empty, lambda rows: rows == 0, "no detections"))
+    if _rows(network, cases[0]) is not None:
+        crowded = (_case("many detections", mosaic, 1.4) for mosaic in _mosaics(images))
+        empty = (_case("no detections", torch.full_like(images[0], value), 1.4) for value in (114, 0, 255, 60, 180))
+        if min_rows > 0:
+            cases.append(_first(network, crowded, lambda rows: rows > min_rows, f"more than {min_rows} detections"))
+        cases.append(_first(network, empty, lambda rows: rows == 0, "no detections"))
+    if batches:
+        first, last = cases[:3], cases[-3:]
+        cases += [_together("batch of three sizes", first), _together("batch of three with none", last)]
     return cases
+
+
+def one_by_one(names: Sequence[str], network: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> Network:
+    """A network of one image that returns a tuple, as a network of batches of one image."""
+
+    def of_batch(images: list[Tensor], sizes: list[Tensor]) -> list[Prediction]:
+        return [dict(zip(names, network(*pair), strict=True)) for pair in zip(images, sizes, strict=True)]
+
+    return of_batch
+
+
+def _rows(network: Network, case: Case) -> int | None:
+    """Number of detections; None for a network without boxes."""
+    with torch.no_grad():
+        (prediction,) = network(case.images, case.sizes)
+    return len(prediction["boxes"]) if "boxes" in prediction else None
 
 
 def _first(network: Network, cases: Any, fits: Callable[[int], bool], wanted: str) -> Case:
     seen = []
     for case in cases:
-        seen.append(len(network(case.image, case.size)["boxes"]))
+        seen.append(_rows(network, case))
         if fits(seen[-1]):
             return case
     raise ExportError(
@@ -130,7 +154,11 @@ def _first(network: Network, cases: Any, fits: Callable[[int], bool], wanted: st
 
 def _case(name: str, image: Tensor, stretch: float) -> Case:
     size = [round(side * stretch) for side in image.shape[-2:]]
-    return Case(name, image, torch.tensor(size))
+    return Case(name, [image], [torch.tensor(size)])
+
+
+def _together(name: str, cases: Sequence[Case]) -> Case:
+    return Case(name, [case.images[0] for case in cases], [case.sizes[0] for case in cases])
 
 
 def _mosaics(images: Sequence[Tensor]) -> Any:
@@ -151,8 +179,3 @@ def _fit(image: Tensor, height: int, width: int) -> Tensor:
         image[None].float(), size=(height, width), mode="bilinear", antialias=True
     )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def as_prediction(names: Sequence[str], outputs: Sequence[Tensor]) -> Mapping[str, Tensor]:
-    """An exported network's tuple by name."""
-    return dict(zip(names, outputs, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import versions
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.export.torchscript import export_torchscript
+from mtl_rcnn.modeling.inference import chosen_tasks
 
 
 def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
-    """Traces, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
+    """Traces or scripts, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
 
     Raises:
         MtlRcnnError: the checkpoint or its evaluation set cannot be read, or the certificate fails.
     """
     restored = restore(cfg.run, "cpu", cfg.checkpoint)
+    tasks = None if cfg.export.tasks is None else list(cfg.export.tasks)
     folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent
     manifest = export_torchscript(
         restored.model,
@@ -32,13 +34,17 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         {
             "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
             "versions": versions(),
-            "config": OmegaConf.to_container(restored.cfg, resolve=True),
+            "config": _config_of(restored, tasks),
         },
         cfg.certificate.min_detections,
+        cfg.export.method,
+        tasks,
     )
     for case in manifest["certificate"]:
-        worst = max(case["differences"].values())
-        print(f"certificate, {case['case']}: {case['rows']} rows, largest difference {worst:.3g}")
+        worst, rows = max(case["differences"].values()), " + ".join(map(str, case["rows"]))
+        print(f"certificate, {case['case']}: {rows} rows, largest difference {worst:.3g}")
+    for place in manifest["fixed_devices"]:
+        print(f"this file runs on the CPU alone: its graph holds {place}")
     print(f"wrote {folder / 'model.ts'}, manifest.json and runtime.py")
     return manifest
 
@@ -60,6 +66,13 @@ def preprocessing(cfg: DictConfig) -> dict[str, Any]:
             f"{[step['_target_'] for step in steps]}"
         )
     return {"short_edge": _single(steps[0]["short_edge_length"]), "max_size": steps[0]["max_size"], **common}
+
+
+def _config_of(restored: Restored, tasks: Sequence[str] | None) -> dict[str, Any]:
+    """The training configuration, of the exported tasks alone."""
+    config = OmegaConf.to_container(restored.cfg, resolve=True)
+    kept = chosen_tasks(restored.model, tasks)
+    return {**config, "tasks": {name: node for name, node in config["tasks"].items() if name in kept}}
 
 
 def _single(length: Any) -> int:

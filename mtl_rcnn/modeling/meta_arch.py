@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mtl_rcnn.data.target import Prediction, Sample, valid_mask
+from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
 from mtl_rcnn.modeling.slots import DetectorSample, Features, ImageTask, LossParts, Task
 
@@ -59,16 +60,6 @@ class MultiTaskRCNN(nn.Module):
         regions = [] if self.roi_heads is None else [self.roi_heads.detector, *self.roi_heads.tasks.values()]
         return [*regions, *self.image_tasks.values()]
 
-    def keep(self, names: Collection[str]) -> None:
-        """Leaves out all other tasks, for good; the detector stays where a named task works on its boxes."""
-        heads = self.roi_heads
-        if heads is not None:
-            heads.keep(names)
-            if not heads.tasks and heads.detector.name not in names:
-                self.roi_heads = None
-        for name in self.image_tasks.keys() - set(names):
-            del self.image_tasks[name]
-
     def parts(self) -> dict[str, nn.Module]:
         """The trunk and every task, by name: what a learning rate or a count of parameters is told of."""
         return {"trunk": self.backbone, **{task.name: task for task in self.tasks()}}
@@ -105,25 +96,13 @@ class MultiTaskRCNN(nn.Module):
 
     @torch.no_grad()
     def predict_tensors(self, images: Sequence[Tensor], image_sizes: Sequence[Tensor]) -> list[Prediction]:
-        """As `predict`, on plain tensors; this is what tracing records.
+        """As `predict`, on plain tensors; see `InferenceNetwork`.
 
         Args:
             images: (3, H, W) each, network frame, values 0..255.
             image_sizes: (2,) int64 each, original height and width.
         """
-        images = [image.to(self.device) for image in images]
-        batch = self._normalise(images)
-        features = self.backbone(batch.tensor)
-        rows: dict[str, Tensor] = {}
-        if self.roi_heads is not None:
-            proposals, _ = self.roi_heads.detector.propose(batch, features, None)
-            rows = self.roi_heads.predict(features, proposals, batch.image_sizes)
-        padded = _size_tensor(batch.tensor)
-        dense = {name: task.decode(task(features), padded) for name, task in self.image_tasks.items()}
-        return [
-            self._to_image(rows, dense, index, _size_tensor(image), size.to(self.device))
-            for index, (image, size) in enumerate(zip(images, image_sizes))
-        ]
+        return InferenceNetwork(self)(list(images), list(image_sizes))
 
     def _normalise(self, images: Sequence[Tensor]) -> ImageList:
         normalised = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
@@ -163,48 +142,3 @@ class MultiTaskRCNN(nn.Module):
         chosen = torch.nonzero(valid).squeeze(1).tolist()
         targets = [samples[index]["targets"][task.name] for index in chosen]
         return task.losses(raw, targets, [tuple(images.image_sizes[index]) for index in chosen])
-
-    def _to_image(
-        self,
-        rows: Mapping[str, Tensor],
-        dense: Mapping[str, Mapping[str, Tensor]],
-        index: int,
-        network_size: Tensor,
-        image_size: Tensor,
-    ) -> Prediction:
-        prediction: Prediction = {}
-        if self.roi_heads is not None:
-            prediction |= self._regions_to_image(self.roi_heads, rows, index, network_size, image_size)
-        for name, task in self.image_tasks.items():
-            mine = {key: value[index] for key, value in dense[name].items()}
-            prediction |= task.to_image(mine, network_size, image_size)
-        return prediction
-
-    def _regions_to_image(
-        self,
-        heads: MultiTaskROIHeads,
-        rows: Mapping[str, Tensor],
-        index: int,
-        network_size: Tensor,
-        image_size: Tensor,
-    ) -> Prediction:
-        mine = rows["image_index"] == index
-        scale = image_size.flip(0).float() / network_size.flip(0).float()
-        limit = image_size.flip(0).to(rows["boxes"].dtype)
-        boxes = rows["boxes"][mine] * torch.cat([scale, scale])
-        boxes = torch.minimum(boxes.clamp(min=0), torch.cat([limit, limit]))
-        keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes = boxes[keep]
-        decoded = {key: value[mine][keep] for key, value in rows.items() if key not in ("boxes", "image_index")}
-        prediction = {"boxes": boxes, "scores": decoded["scores"], "classes": decoded["classes"]}
-        for task in heads.tasks.values():
-            prediction |= task.to_image(decoded, boxes, scale, image_size)
-        return prediction
-
-
-def _size_tensor(image: Tensor) -> Tensor:
-    """(2,) int64 height and width; under tracing the sizes stay symbolic."""
-    height, width = image.shape[-2], image.shape[-1]
-    if torch.jit.is_tracing():
-        return torch.stack([torch.as_tensor(height), torch.as_tensor(width)]).to(image.device)
-    return torch.tensor([height, width], device=image.device)

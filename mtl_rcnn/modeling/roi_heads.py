@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from mtl_rcnn.modeling.inference import RegionNetwork
 from mtl_rcnn.modeling.roi_align import parallelize
 from mtl_rcnn.modeling.rpn import ignored
 from mtl_rcnn.modeling.sampling import LabelSampler
@@ -66,12 +67,6 @@ class MultiTaskROIHeads(ROIHeads):
         self.poolers = nn.ModuleDict({task.name: build_pooler(task, features) for task in (detector, *tasks)})
         self.sampler = sampler
 
-    def keep(self, names: Collection[str]) -> None:
-        """Leaves out the RoI slots of all other tasks."""
-        for name in self.tasks.keys() - set(names):
-            del self.tasks[name]
-            del self.poolers[name]
-
     def losses(
         self, features: Features, proposals: list[Instances], samples: Sequence[DetectorSample]
     ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
@@ -90,25 +85,10 @@ class MultiTaskROIHeads(ROIHeads):
             losses[name] = task.losses(task(self.pool(task, features, _boxes(selected))), selected)
         return losses, self._logs(regions)
 
-    def predict(
-        self, features: Features, proposals: list[Instances], image_sizes: list[Tensor] | list[tuple[int, int]]
-    ) -> dict[str, Tensor]:
-        """Detections of all B images in the network frame, with what every RoI slot says of them, as rows."""
-        boxes = [image.proposal_boxes.tensor for image in proposals]
-        raw = self.detector(self.pool(self.detector, features, [Boxes(b) for b in boxes]))
-        rows = self.detector.decode(raw, boxes, image_sizes)
-        return rows | self.describe(features, rows)
-
     def describe(self, features: Features, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """What every RoI slot says of given detections: `rows` holds boxes (N, 4), classes (N,), image_index (N,)
         in image order."""
-        batch = next(iter(features.values())).shape[0]
-        per_image = [Boxes(rows["boxes"][rows["image_index"] == index]) for index in range(batch)]
-        described: dict[str, Tensor] = {}
-        for task in self.tasks.values():
-            raw = task(self.pool(task, features, per_image))
-            described |= task.decode(raw, rows["boxes"], rows["classes"], rows["image_index"])
-        return described
+        return RegionNetwork(self).describe(features, rows, next(iter(features.values())).shape[0])
 
     def pool(self, task: RegionTask, features: Features, boxes: list[Boxes]) -> Tensor:
         """(R, C, S, S) features of all images' boxes, in float32: bfloat16 cannot hold coordinates above 256

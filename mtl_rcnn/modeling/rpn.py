@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import DetectorSample, Features, LossParts, full_precision
+from mtl_rcnn.modeling.suppression import grid_anchors, top_proposals
 
 ANCHOR_STAGE = 0
 """Stage number of anchor draws; region draws use another."""
@@ -71,22 +72,52 @@ class ProposalNetwork(RPN):
             smooth_l1_beta=smooth_l1_beta,
         )
         self.sampler = sampler
+        self.strides = [int(features[name].stride) for name in in_features]
+        self.anchor_offset = float(anchors.offset)
+        self.register_buffer("cell_anchors", torch.stack(list(anchors.cell_anchors)), persistent=False)
+        self.test_pre_nms_topk, self.test_post_nms_topk = int(pre_nms_topk[1]), int(post_nms_topk[1])
+        self.test_nms_thresh, self.test_min_box_size = float(nms_thresh), float(self.min_box_size)
 
+    @torch.jit.unused
     def forward(
-        self, images: ImageList, features: Features, samples: Sequence[DetectorSample] | None = None
+        self, images: ImageList, features: Features, samples: Sequence[DetectorSample]
     ) -> tuple[list[Instances], LossParts]:
-        """Proposals of every image; with `samples` (one per image, possibly none at all) also the losses
-        `rpn_cls`, `rpn_loc`."""
+        """Proposals of every labelled image (possibly none at all), and the losses `rpn_cls`, `rpn_loc`."""
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(levels)
-        logits, deltas = self.rpn_head(levels)
-        logits = [_flatten_anchors(level, 1).squeeze(-1) for level in logits]
-        deltas = [_flatten_anchors(level, 4) for level in deltas]
-        losses = {} if samples is None else self._losses(anchors, logits, deltas, samples)
+        logits, deltas = self._raw(levels)
+        losses = self._losses(anchors, logits, deltas, samples)
         if len(images.image_sizes) == 0:
             return [], losses
         logits = [level.detach().float() for level in logits]
         return self.predict_proposals(anchors, logits, [level.detach() for level in deltas], images.image_sizes), losses
+
+    @torch.jit.export
+    def proposals(self, features: Features, network_sizes: Tensor) -> list[Tensor]:
+        """Boxes (P_i, 4) of B images (`network_sizes` (B, 2): height and width) at test time, on plain tensors."""
+        levels = [features[name] for name in self.in_features]
+        logits, deltas = self._raw(levels)
+        boxes: list[Tensor] = []
+        for index, level in enumerate(levels):
+            anchors = grid_anchors(level, self.cell_anchors[index], self.strides[index], self.anchor_offset)
+            decoded = self.box2box_transform.apply_deltas(
+                deltas[index].reshape(-1, 4), anchors.repeat(level.shape[0], 1)
+            )
+            boxes.append(decoded.view(level.shape[0], -1, 4))
+        return top_proposals(
+            boxes,
+            [level.float() for level in logits],
+            network_sizes,
+            self.test_nms_thresh,
+            self.test_pre_nms_topk,
+            self.test_post_nms_topk,
+            self.test_min_box_size,
+        )
+
+    def _raw(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level: objectness logits (B, R) and box deltas (B, R, 4), in the order of the anchors."""
+        logits, deltas = self.rpn_head(levels)
+        return [flatten_anchors(level, 1).squeeze(-1) for level in logits], [flatten_anchors(d, 4) for d in deltas]
 
     def _losses(
         self, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], samples: Sequence[DetectorSample]
@@ -134,7 +165,7 @@ def ignored(boxes: Boxes, regions: Tensor) -> Tensor:
     return pairwise_ioa(Boxes(regions), boxes).max(dim=0).values > IGNORE_OVERLAP
 
 
-def _flatten_anchors(level: Tensor, box_dim: int) -> Tensor:
+def flatten_anchors(level: Tensor, box_dim: int) -> Tensor:
     """(B, A * D, H, W) -> (B, H * W * A, D), the order of the anchor generator."""
     batch, channels, height, width = level.shape
     # channels // box_dim is constant under tracing; the batch may be empty, so that no -1 can be inferred.

@@ -25,8 +25,8 @@ LossParts = dict[str, tuple[Tensor, Tensor]]
 """{part: (sum, count)}: unweighted sum of a loss and the number it is to be divided by (both scalars); the same
 keys at every step."""
 
-Features = Mapping[str, Tensor]
-"""{"p2": (B, C, H/4, W/4), ...}"""
+Features = dict[str, Tensor]
+"""{"p2": (B, C, H/4, W/4), ...}; a dict, since TorchScript knows no other mapping."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,18 @@ class DetectorTask(RegionTask):
     """The slot that makes boxes. A network has at most one; RoI tasks need it."""
 
     def propose(
-        self, images: ImageList, features: Features, samples: Sequence[DetectorSample] | None
+        self, images: ImageList, features: Features, samples: Sequence[DetectorSample]
     ) -> tuple[list[Instances], LossParts]:
-        """Class-free proposals of B images, with `proposal_boxes` and `objectness_logits`; with losses if
-        `samples` are given."""
+        """Class-free proposals of B labelled images, with `proposal_boxes` and `objectness_logits`, and losses."""
+        raise NotImplementedError
+
+    def proposals(self, features: Features, network_sizes: Tensor) -> list[Tensor]:
+        """Class-free boxes (P_i, 4) of B images at test time. Scriptable: plain tensors only.
+
+        Args:
+            features: pyramid levels, (B, C, H, W) each.
+            network_sizes: (B, 2) int64 height and width without padding.
+        """
         raise NotImplementedError
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,11 +122,15 @@ class DetectorTask(RegionTask):
         """Second-stage losses on sampled regions (see `MultiTaskROIHeads.label_regions`)."""
         raise NotImplementedError
 
-    def decode(
-        self, raw: tuple[Tensor, Tensor], boxes: list[Tensor], image_sizes: list[Tensor] | list[tuple[int, int]]
-    ) -> dict[str, Tensor]:
+    def decode(self, raw: tuple[Tensor, Tensor], boxes: list[Tensor], network_sizes: Tensor) -> dict[str, Tensor]:
         """Detections of all images: boxes (N, 4) network frame, scores (N,), classes (N,), image_index (N,), in
-        image order."""
+        image order. Scriptable: plain tensors only.
+
+        Args:
+            raw: output of `forward` on the proposals of all images.
+            boxes: the proposals, (P_i, 4) per image.
+            network_sizes: (B, 2) int64 height and width without padding.
+        """
         raise NotImplementedError
 
 

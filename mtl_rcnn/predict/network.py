@@ -17,6 +17,7 @@ from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.engine.build import task_classes
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.slots import DetectorTask, RegionTask
 from mtl_rcnn.runtime import ExportedNetwork
 
@@ -70,7 +71,8 @@ def checkpoint_network(restored: Restored, tasks: Sequence[str] | None = None) -
     """A restored network, without the heads of tasks that are not chosen; images are prepared as in evaluation."""
     cfg, model = restored.cfg, restored.model
     names = _chosen(cfg, tasks)
-    model.keep(names)
+    kept = {*names, *_detectors(cfg, names)}
+    network = InferenceNetwork(model, kept).eval()
     augment = T.AugmentationList(build_augmentations(cfg.data.test_augment, "data.test_augment"))
 
     def prepare(image: np.ndarray) -> Sample:
@@ -80,10 +82,12 @@ def checkpoint_network(restored: Restored, tasks: Sequence[str] | None = None) -
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
 
+    @torch.no_grad()
     def run(samples: Sequence[Sample]) -> list[Prediction]:
-        return [_on_cpu(prediction) for prediction in model.predict(samples)]
+        sizes = [torch.tensor([sample["height"], sample["width"]]) for sample in samples]
+        return [_on_cpu(prediction) for prediction in network([sample["image"] for sample in samples], sizes)]
 
-    shapes = {output.name: output.shape for task in model.tasks() for output in task.outputs()}
+    shapes = {output.name: output.shape for task in model.tasks() for output in task.outputs() if task.name in kept}
     return Network(prepare, run, cfg, restored.label_space, names, _rows(shapes))
 
 
@@ -93,6 +97,8 @@ def exported_network(path: Path, device: str, tasks: Sequence[str] | None = None
         raise ConfigError(f"network={path}: expected an exported model.ts with manifest.json beside it")
     network = ExportedNetwork(path, device)
     cfg = OmegaConf.create(network.manifest["config"])
+    for name in set(cfg.tasks) - set(network.manifest.get("tasks", cfg.tasks)):
+        del cfg.tasks[name]  # trained, but not exported
     names = _chosen(cfg, tasks)
     kept = {*names, *_detectors(cfg, names)}
     shapes = {entry["name"]: entry["shape"] for entry in network.manifest["outputs"] if entry["task"] in kept}
@@ -101,8 +107,7 @@ def exported_network(path: Path, device: str, tasks: Sequence[str] | None = None
         return {"image": torch.tensor(image.transpose(2, 0, 1))}
 
     def run(samples: Sequence[Sample]) -> list[Prediction]:
-        # A traced network takes one image: a batch is one after the other.
-        found = [network(sample["image"]) for sample in samples]
+        found = network.batch([sample["image"] for sample in samples])
         return [_on_cpu({name: prediction[name] for name in shapes}) for prediction in found]
 
     return Network(prepare, run, cfg, LabelSpace.from_state(network.manifest["label_space"]), names, _rows(shapes))

@@ -11,7 +11,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
@@ -25,6 +25,7 @@ from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, instance_rows
 from mtl_rcnn.modeling.rpn import ProposalNetwork
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, LossParts, Output, full_precision
+from mtl_rcnn.modeling.suppression import top_detections
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 
@@ -135,9 +136,9 @@ class DetectionTask(DetectorTask):
             num_classes=self.num_classes,
         )
         self.smooth_l1_beta = smooth_l1_beta
-        self.score_thresh = score_thresh
-        self.nms_thresh = nms_thresh
-        self.detections_per_image = detections_per_image
+        self.score_thresh = float(score_thresh)
+        self.nms_thresh = float(nms_thresh)
+        self.detections_per_image = int(detections_per_image)
 
     def outputs(self) -> list[Output]:
         """Boxes, scores and classes; every RoI task's rows are these rows."""
@@ -148,10 +149,15 @@ class DetectionTask(DetectorTask):
         ]
 
     def propose(
-        self, images: ImageList, features: Features, samples: Sequence[DetectorSample] | None
+        self, images: ImageList, features: Features, samples: Sequence[DetectorSample]
     ) -> tuple[list[Instances], LossParts]:
         """See the base class; the losses are `rpn_cls` and `rpn_loc`."""
         return self.rpn(images, features, samples)
+
+    @torch.jit.export
+    def proposals(self, features: Features, network_sizes: Tensor) -> list[Tensor]:
+        """See the base class."""
+        return self.rpn.proposals(features, network_sizes)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, C + 1), the last column background, and class-wise box deltas (R, 4 * C)."""
@@ -169,28 +175,14 @@ class DetectionTask(DetectorTask):
             "box_reg": (self._regression(deltas, classes, regions), count),
         }
 
-    def decode(
-        self, raw: tuple[Tensor, Tensor], boxes: list[Tensor], image_sizes: list[Tensor] | list[tuple[int, int]]
-    ) -> dict[str, Tensor]:
+    @torch.jit.export
+    def decode(self, raw: tuple[Tensor, Tensor], boxes: list[Tensor], network_sizes: Tensor) -> dict[str, Tensor]:
         """Score threshold, class-wise NMS and top detections per image, exactly Detectron2's."""
         logits, deltas = raw
         decoded = self.box_predictor.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
-        # A single image is not split: a trace would freeze its number of proposals.
-        sizes = [len(image) for image in boxes] if len(boxes) > 1 else None
-        decoded = [decoded] if sizes is None else decoded.split(sizes)
-        scores = F.softmax(logits, dim=-1)
-        scores = [scores] if sizes is None else scores.split(sizes)
-        detections, _ = fast_rcnn_inference(
-            decoded, scores, image_sizes, self.score_thresh, self.nms_thresh, self.detections_per_image
-        )
-        return {
-            "boxes": torch.cat([image.pred_boxes.tensor for image in detections]),
-            "scores": torch.cat([image.scores for image in detections]),
-            "classes": torch.cat([image.pred_classes for image in detections]),
-            "image_index": torch.cat(
-                [torch.full_like(image.pred_classes, index) for index, image in enumerate(detections)]
-            ),
-        }
+        thresholds = (self.score_thresh, self.nms_thresh, self.detections_per_image)
+        found = top_detections(decoded, F.softmax(logits, dim=-1), boxes, network_sizes, *thresholds)
+        return {"boxes": found[0], "scores": found[1], "classes": found[2], "image_index": found[3]}
 
     def _classification(self, logits: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:
         labelled = torch.cat(

@@ -375,7 +375,8 @@ class KeypointTask(RoiTask):
         # Decoding goes region by region and is slow: classes without keypoints are spared it.
         rows = torch.nonzero(owned.sum(dim=1)).squeeze(1)
         points = heatmaps_to_keypoints(raw[rows].float(), boxes[rows])
-        decoded = torch.zeros([raw.shape[0], raw.shape[1], 3], dtype=points.dtype, device=raw.device)
+        # As many zeros as fit; `zeros` would write today's device into a trace.
+        decoded = torch.zeros_like(raw[:, :, 0, :3], dtype=points.dtype)
         decoded[rows] = torch.stack([points[:, :, 0], points[:, :, 1], points[:, :, 3]], dim=2)
         return {"keypoints": decoded * owned[:, :, None]}
 

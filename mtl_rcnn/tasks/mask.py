@@ -166,8 +166,9 @@ class MaskTask(RoiTask):
     @torch.jit.export
     def decode(self, raw: Tensor, boxes: Tensor, classes: Tensor, image_index: Tensor) -> dict[str, Tensor]:
         """mask_grids (R, 2S, 2S): probabilities of the predicted class, within the box."""
-        rows = torch.arange(raw.shape[0], device=raw.device)
-        return {"mask_grids": raw[rows, classes].float().sigmoid()}
+        # Gathered rather than indexed with an `arange`, whose device a trace would write down.
+        own = classes[:, None, None, None].expand(-1, 1, raw.shape[2], raw.shape[3])
+        return {"mask_grids": raw.gather(1, own)[:, 0].float().sigmoid()}
 
     @torch.jit.export
     def to_image(

@@ -18,8 +18,8 @@ from mtl_rcnn.predict import Predictor
 from mtl_rcnn.predict.network import checkpoint_network
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Restored, Path]:
+@pytest.fixture(scope="module", params=["trace", "script"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Restored, Path]:
     """A network that is sure of itself on noise and not on plain images, and its exported folder."""
     folder = tmp_path_factory.mktemp("export")
     network = restored(folder, available_tasks(), "data.test_augment.resize.short_edge_length=44")
@@ -35,7 +35,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Restored, Path]:
     detector.score_thresh = plain + 1e-4
     origin = {"config": OmegaConf.to_container(network.cfg, resolve=True)}
     rule = preprocessing(network.cfg)
-    export_torchscript(network.model, network.label_space, prepared, folder / "exported", rule, origin, 1)
+    for name, tasks in (("exported", None), ("boxes", ["detection"])):
+        given = (network.model, network.label_space, prepared, folder / name, rule, origin, 1)
+        export_torchscript(*given, method=request.param, tasks=tasks)
     return network, folder / "exported"
 
 
@@ -59,6 +61,13 @@ def test_outputs_of_other_tasks_are_dropped(exported: tuple[Restored, Path]) -> 
     assert list(predictor.targets) == ["detection"]
     with pytest.raises(ConfigError, match="no task 'depths'"):
         Predictor(exported[1], tasks=["depths"])
+
+
+def test_a_file_of_some_tasks_has_just_these(exported: tuple[Restored, Path]) -> None:
+    boxes = exported[1].with_name("boxes")
+    predictor = Predictor(boxes)
+    assert list(predictor.targets) == ["detection"]
+    assert set(predictor.one(images()[0]).outputs) == {"boxes", "scores", "classes"}
 
 
 def test_a_model_without_its_manifest_is_refused(exported: tuple[Restored, Path], tmp_path: Path) -> None:

@@ -170,11 +170,13 @@ def test_unused_heads_are_not_computed(checkpoint: Path, files: list[Path]) -> N
     whole = list(Predictor(checkpoint)(files))
     for name in others:
         network = restore(checkpoint)
+        for task in network.model.roi_heads.tasks.values():
+            if task.name != name:
+                task.forward = None  # to compute it would fail
         predictor = Predictor(network, tasks=[name])
-        assert list(network.model.roi_heads.tasks) == [name]
-        assert list(network.model.roi_heads.poolers) == ["detection", name]
         assert list(predictor.targets) == [name]
-        mine = {output.name for task in network.model.tasks() for output in task.outputs()}
+        chosen = [task for task in network.model.tasks() if task.name in ("detection", name)]
+        mine = {output.name for task in chosen for output in task.outputs()}
         for result, reference in zip(predictor(files), whole, strict=True):
             assert set(result.outputs) == mine
             assert_equal(result, {key: reference[key] for key in result.outputs})
