@@ -120,6 +120,11 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(_is_number(entry) for entry in value)
 
 
+def _is_counts(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and len(value) > 0 and all(_is_integer(entry) and entry > 0 for entry in value)
+
+
 def _is_metric(value: Any) -> bool:
     return isinstance(value, str) and value.count("/") >= 2
 
@@ -180,5 +185,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.val_losses": ("true or false", lambda v: isinstance(v, bool)),
     "solver.early_stop.metric": ("null or dataset/task/metric", lambda v: v is None or _is_metric(v)),
     "solver.early_stop.patience": _POSITIVE_COUNT,
+    "tta.scales": ("null or a list of whole numbers of at least 1", lambda v: v is None or _is_counts(v)),
+    "tta.max_size": _POSITIVE_COUNT,
+    "tta.flip": ("true or false", lambda v: isinstance(v, bool)),
 }
 """Key -> what its value must be, in words and as a test. Keys that a configuration lacks are not checked."""

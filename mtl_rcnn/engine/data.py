@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
@@ -14,6 +15,7 @@ from mtl_rcnn.data.planner import BatchPlanner, check_world
 from mtl_rcnn.data.repeat import repeat_factors
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.data.views import ViewMapper, Views
 from mtl_rcnn.engine.build import build_evaluators
 from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.errors import ConfigError
@@ -50,6 +52,22 @@ def build_mapper(cfg: DictConfig, targets: Mapping[str, Target], training: bool,
     )
 
 
+def build_views(cfg: DictConfig, tta: DictConfig) -> Views | None:
+    """The views of test-time augmentation, None if it is off.
+
+    Args:
+        cfg: of the run, whose test augmentation is taken where `tta` names no sizes.
+        tta: `scales`, `max_size` and `flip`, see `configs/evaluate.yaml`.
+    """
+    if tta.scales is None and not tta.flip:
+        return None
+    if tta.scales is None:
+        sizes = [build_augmentations(cfg.data.test_augment, "data.test_augment")]
+    else:
+        sizes = [[T.ResizeShortestEdge(int(scale), int(tta.max_size))] for scale in tta.scales]
+    return Views(sizes, bool(tta.flip), cfg.model.input_format)
+
+
 def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
     """Which images make which batch, over all training sets together."""
     sizes = [(record["height"], record["width"]) for dataset in datasets for record in dataset.records]
@@ -84,13 +102,15 @@ def evaluation_sets(
     label_space: LabelSpace,
     ranks: Ranks,
     targets: Mapping[str, Target] | None = None,
+    views: Views | None = None,
 ) -> list[EvaluationSet]:
-    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels."""
+    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels; with `views`
+    the first loader gives samples of views."""
 
-    def loader(dataset: Dataset, mapper: Mapper) -> Loader:
+    def loader(dataset: Dataset, mapper: Mapper | ViewMapper) -> Loader:
         return build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers)
 
-    plain = build_mapper(cfg, {}, training=False)
+    plain = build_mapper(cfg, {}, training=False) if views is None else ViewMapper(views, cfg.data.on_error)
     labelling = None if targets is None else build_mapper(cfg, targets, training=False, labels=True)
     return [
         EvaluationSet(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mtl_rcnn.engine.data import evaluation_sets, val_datasets
+from mtl_rcnn.engine.data import build_views, evaluation_sets, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
 from mtl_rcnn.engine.restore import restore
 from mtl_rcnn.engine.run import setup_logging
@@ -16,6 +16,8 @@ from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate
 from mtl_rcnn.evaluation.report import report_text
 from mtl_rcnn.evaluation.results import evaluate_rows, write_metrics
+from mtl_rcnn.modeling.inference import InferenceNetwork
+from mtl_rcnn.modeling.views import MultiViewNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,15 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         run_cfg.data.workers = cfg.workers
         if cfg.val is not None:
             run_cfg.data.val = cfg.val
-        sets = evaluation_sets(run_cfg, val_datasets(run_cfg, restored.label_space), restored.label_space, ranks)
+        views = build_views(run_cfg, cfg.tta)
+        datasets = val_datasets(run_cfg, restored.label_space)
+        sets = evaluation_sets(run_cfg, datasets, restored.label_space, ranks, views=views)
         if not sets:
             raise ConfigError("val: the run has no evaluation set of its own; give one, as data.val of a training run")
         folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent / "evaluation"
         logger.info("%s, trained for %d iterations", restored.path, restored.iteration)
-        metrics = _score_files(cfg, sets, folder, ranks) if cfg.results else evaluate(restored.model, sets, folder)
+        network = restored.model if views is None else MultiViewNetwork(InferenceNetwork(restored.model))
+        metrics = _score_files(cfg, sets, folder, ranks) if cfg.results else evaluate(network, sets, folder)
         if metrics:
             logger.info("%s", report_text(metrics))
         return metrics

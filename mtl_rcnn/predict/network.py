@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Prediction, Sample
 from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.data.views import Views
 from mtl_rcnn.engine.build import task_classes
+from mtl_rcnn.engine.data import build_views
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.slots import DetectorTask, RegionTask
+from mtl_rcnn.modeling.views import MultiViewNetwork
 from mtl_rcnn.runtime import ExportedNetwork
 
 EXPORTED = "model.ts"
+_Prepare = Callable[[np.ndarray], Sample]
+_Run = Callable[[Sequence[Sample]], list[Prediction]]
+_NO_TTA = {"scales": None, "max_size": 4000, "flip": False}
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,20 @@ class Network:
         row_outputs: names of the outputs with one row per detection.
     """
 
-    prepare: Callable[[np.ndarray], Sample]
-    run: Callable[[Sequence[Sample]], list[Prediction]]
+    prepare: _Prepare
+    run: _Run
     cfg: DictConfig
     label_space: LabelSpace
     tasks: tuple[str, ...]
     row_outputs: frozenset[str]
 
 
-def load_network(source: str | Path | Restored, device: str = "auto", tasks: Sequence[str] | None = None) -> Network:
+def load_network(
+    source: str | Path | Restored,
+    device: str = "auto",
+    tasks: Sequence[str] | None = None,
+    tta: Mapping[str, Any] | None = None,
+) -> Network:
     """The network of a checkpoint, a run's directory, or an exported `model.ts`.
 
     Args:
@@ -52,27 +64,40 @@ def load_network(source: str | Path | Restored, device: str = "auto", tasks: Seq
             that holds one and no checkpoint; or what `engine.restore` gave.
         device: "auto", "cpu", "cuda" or "cuda:1"; a restored network stays where it is.
         tasks: names of the tasks that are wanted, None for all; a detector stays where a chosen task needs it.
+        tta: test-time augmentation, any of `scales`, `max_size` and `flip` as in `configs/predict.yaml`; needs a
+            checkpoint.
 
     Raises:
         MtlRcnnError: there is no network, or it lacks a task.
     """
     if isinstance(source, Restored):
-        return checkpoint_network(source, tasks)
+        return checkpoint_network(source, tasks, tta)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     path = Path(source)
     if path.is_dir() and (path / EXPORTED).is_file() and not list(path.glob("*.pth")):
         path = path / EXPORTED
-    if path.suffix == ".ts":
-        return exported_network(path, chosen, tasks)
-    return checkpoint_network(restore(path, chosen), tasks)
+    if path.suffix != ".ts":
+        return checkpoint_network(restore(path, chosen), tasks, tta)
+    if tta and any(tta.get(key) for key in ("scales", "flip")):
+        raise ConfigError(f"{path}: an exported network has no test-time augmentation; give the checkpoint")
+    return exported_network(path, chosen, tasks)
 
 
-def checkpoint_network(restored: Restored, tasks: Sequence[str] | None = None) -> Network:
+def checkpoint_network(
+    restored: Restored, tasks: Sequence[str] | None = None, tta: Mapping[str, Any] | None = None
+) -> Network:
     """A restored network, without the heads of tasks that are not chosen; images are prepared as in evaluation."""
     cfg, model = restored.cfg, restored.model
     names = _chosen(cfg, tasks)
     kept = {*names, *_detectors(cfg, names)}
     network = InferenceNetwork(model, kept).eval()
+    views = build_views(cfg, _tta(tta or {}))
+    prepare, run = _one_view(cfg, network) if views is None else _many_views(views, network)
+    shapes = {output.name: output.shape for task in model.tasks() for output in task.outputs() if task.name in kept}
+    return Network(prepare, run, cfg, restored.label_space, names, _rows(shapes))
+
+
+def _one_view(cfg: DictConfig, network: InferenceNetwork) -> tuple[_Prepare, _Run]:
     augment = T.AugmentationList(build_augmentations(cfg.data.test_augment, "data.test_augment"))
 
     def prepare(image: np.ndarray) -> Sample:
@@ -87,8 +112,19 @@ def checkpoint_network(restored: Restored, tasks: Sequence[str] | None = None) -
         sizes = [torch.tensor([sample["height"], sample["width"]]) for sample in samples]
         return [_on_cpu(prediction) for prediction in network([sample["image"] for sample in samples], sizes)]
 
-    shapes = {output.name: output.shape for task in model.tasks() for output in task.outputs() if task.name in kept}
-    return Network(prepare, run, cfg, restored.label_space, names, _rows(shapes))
+    return prepare, run
+
+
+def _many_views(views: Views, network: InferenceNetwork) -> tuple[_Prepare, _Run]:
+    merging = MultiViewNetwork(network)
+    return views.sample, lambda samples: [_on_cpu(prediction) for prediction in merging(samples)]
+
+
+def _tta(given: Mapping[str, Any]) -> DictConfig:
+    for key in given:
+        if key not in _NO_TTA:
+            raise ConfigError(f"tta.{key}: unknown key; known: {', '.join(_NO_TTA)}")
+    return OmegaConf.create({**_NO_TTA, **given})
 
 
 def exported_network(path: Path, device: str, tasks: Sequence[str] | None = None) -> Network:

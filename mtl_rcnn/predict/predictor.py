@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,6 +58,7 @@ class Predictor:
             is logged and named in `skipped`.
         channel_order: of arrays that are given, "RGB", or "BGR" as OpenCV's. Files and Pillow images need none.
         progress: shows how far it is, with the time to go.
+        tta: test-time augmentation, such as {"scales": [640, 800, 960], "flip": True}; a batch then saves nothing.
 
     Attributes:
         skipped: images left out since the predictor was made.
@@ -79,9 +80,10 @@ class Predictor:
         on_error: str = "raise",
         channel_order: str = "RGB",
         progress: bool = False,
+        tta: Mapping[str, Any] | None = None,
     ) -> None:
         _check(batch_size, workers, on_error, channel_order)
-        self._network = load_network(source, device, tasks)
+        self._network = load_network(source, device, tasks, tta)
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.workers = workers

@@ -63,6 +63,7 @@ def _predictor(cfg: DictConfig) -> Predictor:
         workers=cfg.workers,
         on_error=cfg.on_error,
         progress=True,
+        tta=OmegaConf.to_container(cfg.tta),
     )
 
 

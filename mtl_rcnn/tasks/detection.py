@@ -28,6 +28,9 @@ from mtl_rcnn.modeling.slots import DetectorSample, DetectorTask, Features, Loss
 from mtl_rcnn.modeling.suppression import top_detections
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
+_NO_SCORE = 1e-8
+"""Below it a score stands for none."""
+
 
 class DetectionTarget(InstanceTarget):
     """Boxes and classes. Every image of a dataset that does not exclude the task is labelled, possibly with
@@ -182,6 +185,14 @@ class DetectionTask(DetectorTask):
         decoded = self.box_predictor.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
         thresholds = (self.score_thresh, self.nms_thresh, self.detections_per_image)
         found = top_detections(decoded, F.softmax(logits, dim=-1), boxes, network_sizes, *thresholds)
+        return {"boxes": found[0], "scores": found[1], "classes": found[2], "image_index": found[3]}
+
+    def merge_views(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """Class-wise NMS and top detections of the union, as Detectron2's `GeneralizedRCNNWithTTA`."""
+        spread = scores.new_zeros(len(scores), self.num_classes + 1)
+        spread[torch.arange(len(scores), device=scores.device), classes] = scores
+        thresholds = (_NO_SCORE, self.nms_thresh, self.detections_per_image)
+        found = top_detections(boxes, spread, [boxes], size[None], *thresholds)
         return {"boxes": found[0], "scores": found[1], "classes": found[2], "image_index": found[3]}
 
     def _classification(self, logits: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:

@@ -70,6 +70,11 @@ def test_a_file_of_some_tasks_has_just_these(exported: tuple[Restored, Path]) ->
     assert set(predictor.one(images()[0]).outputs) == {"boxes", "scores", "classes"}
 
 
+def test_there_is_no_test_time_augmentation(exported: tuple[Restored, Path]) -> None:
+    with pytest.raises(ConfigError, match="no test-time augmentation; give the checkpoint"):
+        Predictor(exported[1], tta={"flip": True})
+
+
 def test_a_model_without_its_manifest_is_refused(exported: tuple[Restored, Path], tmp_path: Path) -> None:
     (tmp_path / "model.ts").write_bytes((exported[1] / "model.ts").read_bytes())
     with pytest.raises(ConfigError, match=r"model\.ts with manifest\.json beside it"):

@@ -180,6 +180,8 @@ def test_nothing_readable_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
         ("batch_size=0", "batch_size=0: expected a whole number of at least 1"),
         ("workers=1.5", "workers=1.5"),
         ("limit=0", "limit=0"),
+        ("tta.scales=[0]", "tta.scales=.*expected null or a list of whole numbers"),
+        ("tta.flip=2", "tta.flip=2: expected true or false"),
     ],
 )
 def test_settings_are_checked_before_anything_is_loaded(setting: str, error: str) -> None:

@@ -12,14 +12,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from networks import images, restored, write_checkpoint, write_images
 from PIL import Image
 from tiny import available_tasks
 
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.data.views import Views
 from mtl_rcnn.engine.restore import restore
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, UnreadableImageError
+from mtl_rcnn.modeling.inference import InferenceNetwork
+from mtl_rcnn.modeling.views import MultiViewNetwork
 from mtl_rcnn.predict import Predictor, Result
 
 DETECTION = ["detection"]
@@ -253,6 +257,23 @@ def test_a_run_directory_gives_its_last_checkpoint(checkpoint: Path, files: list
 def test_a_network_can_be_given_itself(tmp_path: Path) -> None:
     network = restored(tmp_path, DETECTION)
     assert_equal(Predictor(network).one(images()[0]), Predictor(tmp_path / "network.pth").one(images()[0]).outputs)
+
+
+def test_test_time_augmentation(checkpoint: Path, files: list[Path]) -> None:
+    network = restore(checkpoint)
+    merging = MultiViewNetwork(InferenceNetwork(network.model))
+    for given, sizes in (({"flip": True}, None), ({"scales": [40, 64], "max_size": 90}, [(40, 90), (64, 90)])):
+        if sizes is None:
+            made = [build_augmentations(network.cfg.data.test_augment)]
+        else:
+            made = [[T.ResizeShortestEdge(*size)] for size in sizes]
+        views = Views(made, flip=sizes is None, input_format=network.cfg.model.input_format)
+        for result, image in zip(Predictor(checkpoint, tta=given, batch_size=2)(files), images(), strict=True):
+            assert_equal(result, merging([views.sample(image)])[0])
+    off = Predictor(checkpoint, tta={"flip": False, "scales": None}).one(files[0])
+    assert_equal(off, Predictor(checkpoint).one(files[0]).outputs)
+    with pytest.raises(ConfigError, match=r"tta\.scale: unknown key; known: scales, max_size, flip"):
+        Predictor(checkpoint, tta={"scale": [40]})
 
 
 def test_the_package_alone_imports_no_torch() -> None:
