@@ -47,8 +47,8 @@ def export_model(cfg: DictConfig) -> None:
 
 @config.main("predict")
 def predict(cfg: DictConfig) -> None:
-    """Runs a network on images (`configs/predict.yaml`)."""
-    from mtl_rcnn.engine.predict import predict_images
+    """Runs a network on images and videos (`configs/predict.yaml`)."""
+    from mtl_rcnn.predict.run import predict_images
 
     predict_images(cfg)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -15,6 +15,11 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 def detectron2_rcnn(num_classes: int, num_keypoints: int, normalize_by_visible: bool = True) -> nn.Module:
     """`GeneralizedRCNN` with `StandardROIHeads` in the sizes of `tests.toy.TINY`."""
+    return build_model(detectron2_config(num_classes, num_keypoints, normalize_by_visible))
+
+
+def detectron2_config(num_classes: int, num_keypoints: int, normalize_by_visible: bool = True) -> CfgNode:
+    """Its configuration; without keypoints if there are none."""
     cfg = get_cfg()
     cfg.merge_from_list(
         [
@@ -46,13 +51,13 @@ def detectron2_rcnn(num_classes: int, num_keypoints: int, normalize_by_visible: 
             *("MODEL.ROI_MASK_HEAD.NUM_CONV", 2),
             *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
             *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14),
-            *("MODEL.KEYPOINT_ON", True),
+            *("MODEL.KEYPOINT_ON", num_keypoints > 0),
             *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [16, 16]),
             *("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", num_keypoints),
             *("MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", normalize_by_visible),
         ]
     )
-    return build_model(cfg)
+    return cfg
 
 
 def copy_weights(model: MultiTaskRCNN, reference: nn.Module) -> None:

@@ -190,3 +190,35 @@ def _equal(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_equal(*pair) for pair in zip(a, b))
     return a == b
+
+
+def test_repeated_images_make_longer_epochs_and_resume_exactly(toy: Toy, tmp_path: Path) -> None:
+    # Of six images four show figures, two discs, two squares, one nothing: with t = 1 discs and squares count sqrt(3),
+    # figures sqrt(1.5); four images show a disc or a square.
+    options = ["data.repeat_thresh=1.0", "data.val=[]", "solver.steps=[0.9]", "solver.checkpoint_period=3"]
+    whole = train(toy_config(toy, tmp_path / "whole", *options, "solver.max_iter=1ep", tasks=("detection",))).folder
+    log = (whole / "log.txt").read_text()
+    assert "toy: 6 images, 9.2 samples an epoch on average, each image 1.00 to 1.73 times" in log
+    assert "5 iterations = 1.1 epochs of 9.2 samples (6 images)" in log
+    half = train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=3", tasks=("detection",))).folder
+    train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=1ep", tasks=("detection",)))
+    first, second = (read_metrics(folder / "metrics.jsonl") for folder in (whole, half))
+    assert [row["iteration"] for row in second] == [1, 2, 3, 4, 5]
+    assert second == first
+    with pytest.raises(ConfigError, match=r"data\.repeat_thresh=None: .* was trained with 1\.0"):
+        train(toy_config(toy, tmp_path / "halves", "data.val=[]", "solver.max_iter=9", tasks=("detection",)))
+
+
+def test_a_data_set_is_repeated_by_its_own_number(toy: Toy, tmp_path: Path) -> None:
+    data = f"{{images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]"
+    twice = f"data.train=[{data}, name: once}}, {data}, name: twice, repeat: 2}}]"
+    options = [twice, "data.val=[]", "solver.max_iter=3"]
+    log = (train(toy_config(toy, tmp_path / "run", *options, tasks=("detection",))).folder / "log.txt").read_text()
+    assert "twice: 6 images, 12.0 samples an epoch on average, each image 2.00 to 2.00 times" in log
+    assert "0.3 epochs of 18.0 samples (12 images)" in log
+    with pytest.raises(ConfigError, match=r"repeat of data\.train=\[1\]: .* was trained with \[1, 2\]"):
+        train(toy_config(toy, tmp_path / "run", "data.val=[]", "solver.max_iter=9", tasks=("detection",)))
+    with pytest.raises(ConfigError, match=r"data\.train\[0\]\.repeat=0: expected a number above 0"):
+        train(toy_config(toy, tmp_path / "zero", f"data.train=[{data}, name: a, repeat: 0}}]"))
+    with pytest.raises(ConfigError, match=r"data\.val\[0\]\.repeat=2: evaluation sees every image once"):
+        train(toy_config(toy, tmp_path / "val", f"data.val=[{data}, name: a, repeat: 2}}]", tasks=("detection",)))

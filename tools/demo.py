@@ -15,15 +15,15 @@ def main(overrides: list[str]) -> None:
     """Runs every step; `overrides` go to the training configuration."""
     cfg = config.compose("train", ["experiment=demo", *overrides])
     from mtl_rcnn.data.shape_scenes import write_shape_scenes
-    from mtl_rcnn.engine.gallery import write_gallery
-    from mtl_rcnn.engine.predict import load_predictor
     from mtl_rcnn.engine.train import train
     from mtl_rcnn.export.export import export_checkpoint
+    from mtl_rcnn.predict import Predictor
+    from mtl_rcnn.predict.gallery import write_gallery
 
     write_shape_scenes(Path(cfg.data.root), train=1500, val=100, seed=0)
     folder = train(cfg).folder
     export_checkpoint(config.compose("export", [f"run={folder}"]))
-    write_gallery(folder / "gallery.png", load_predictor(folder / "model.ts"))
+    write_gallery(folder / "gallery.png", Predictor(folder / "model.ts"))
     print(f"the demo is complete: look at {folder / 'gallery.png'} and {folder / 'metrics.json'}")
 
 

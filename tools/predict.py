@@ -1,4 +1,4 @@
-"""Runs an exported file or a checkpoint on images and folders: drawings and COCO results.
+"""Runs an exported file or a checkpoint on images, folders and videos: drawings and results.
 
 python tools/predict.py network=outputs/demo/model.ts input=outputs/demo_data/val
 """

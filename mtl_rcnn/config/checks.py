@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
 from mtl_rcnn.config.origins import Origins
+from mtl_rcnn.config.predict_checks import check_predict
 from mtl_rcnn.config.solver_checks import check_solver
 from mtl_rcnn.config.trust import TARGET, check_targets
 from mtl_rcnn.errors import ConfigError
@@ -37,6 +38,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     for key, rule in _RULES.items():
         _check_value(cfg, key, rule)
     check_solver(cfg)
+    check_predict(cfg)
 
 
 def _check_tasks(cfg: DictConfig, origins: Origins | None) -> None:
@@ -118,6 +120,11 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(_is_number(entry) for entry in value)
 
 
+def _is_counts(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and len(value) > 0 and all(_is_integer(entry) and entry > 0 for entry in value)
+
+
 def _is_metric(value: Any) -> bool:
     return isinstance(value, str) and value.count("/") >= 2
 
@@ -162,6 +169,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.crowd": _one_of("background", "ignore"),
     "data.on_error": _one_of("raise", "skip"),
     "data.min_instances": _COUNT,
+    "data.repeat_thresh": (
+        "null or a number above 0 and at most 1",
+        lambda v: v is None or (_is_number(v) and 0 < v <= 1),
+    ),
     "data.workers": _COUNT,
     "data.window": _POSITIVE_COUNT,
     "solver.batch_size": _POSITIVE_COUNT,
@@ -198,5 +209,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dry_run": _one_of("auto", True, False),
     "dry_run_images": _POSITIVE_COUNT,
     "dry_run_steps": _POSITIVE_COUNT,
+    "tta.scales": ("null or a list of whole numbers of at least 1", lambda v: v is None or _is_counts(v)),
+    "tta.max_size": _POSITIVE_COUNT,
+    "tta.flip": ("true or false", lambda v: isinstance(v, bool)),
 }
 """Key -> what its value must be, in words and as a test. Keys that a configuration lacks are not checked."""

@@ -1,4 +1,4 @@
-"""Lengths of a run in epochs: `12ep` is twelve times all training images."""
+"""Lengths of a run in epochs: `12ep` is twelve times all training images, repeats included."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def is_epochs(value: Any) -> bool:
     return _epochs(value) is not None
 
 
-def in_iterations(cfg: DictConfig, images: int) -> DictConfig:
+def in_iterations(cfg: DictConfig, images: float) -> DictConfig:
     """A copy of a training configuration in which every length of the solver is a number of iterations.
 
-    Epochs are rounded up: "1ep" is the first iteration after which every image has been seen.
+    Epochs are rounded up: "1ep" is the first iteration after which every image has been seen (none being repeated).
 
     Args:
-        images: training images of all data sets, after filters.
+        images: training samples of an epoch: all images after filters, or the mean where images are repeated.
     """
     copy: Any = cfg.copy()
     for key in _KEYS:
@@ -38,7 +38,7 @@ def in_iterations(cfg: DictConfig, images: int) -> DictConfig:
     return copy
 
 
-def _iterations(value: Any, images: int, batch_size: int) -> Any:
+def _iterations(value: Any, images: float, batch_size: int) -> Any:
     epochs = _epochs(value)
     return value if epochs is None else math.ceil(epochs * images / batch_size)
 

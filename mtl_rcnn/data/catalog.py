@@ -26,12 +26,14 @@ class Dataset:
         records: one per image, see `Record`.
         categories: the dataset's own categories that are used, by id.
         report: what was kept and removed.
+        repeat: how often each image comes in an epoch of training, on average.
     """
 
     name: str
     records: list[Record]
     categories: tuple[Category, ...]
     report: Report
+    repeat: float = 1.0
 
 
 def build_datasets(
@@ -69,7 +71,7 @@ def build_datasets(
         report = Report(notes=[*data.notes])
         classes = _class_map(spec, data, categories, aliases, label_space, report)
         records = make_records(spec, data, classes, min_instances, on_error, report)
-        datasets.append(Dataset(spec.name, records, categories, report))
+        datasets.append(Dataset(spec.name, records, categories, report, spec.repeat))
         logger.info("%s: %s", spec.name, report)
         for note in report.notes:
             logger.warning("%s: %s", spec.name, note)

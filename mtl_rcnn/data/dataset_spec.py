@@ -23,6 +23,7 @@ class DatasetSpec:
         classes: names of the categories to use; None for all of the files.
         limit: only the first so many of the images that are left.
         image_ids: only these images.
+        repeat: how often each image comes in an epoch, on average; in training sets alone.
     """
 
     name: str
@@ -32,6 +33,7 @@ class DatasetSpec:
     classes: tuple[str, ...] | None = None
     limit: int | None = None
     image_ids: tuple[int | str, ...] | None = None
+    repeat: float = 1.0
 
     @staticmethod
     def from_config(node: Mapping[str, Any], root: str = "", where: str = "data.train") -> DatasetSpec:
@@ -50,6 +52,9 @@ class DatasetSpec:
         limit = node.get("limit")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ConfigError(f"{where}.limit={limit}: expected null or a number of images, at least 1")
+        repeat = node.get("repeat", 1.0)
+        if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat < float("inf"):
+            raise ConfigError(f"{where}.repeat={repeat}: expected a number above 0, such as 2")
         files = [node["annotations"]] if isinstance(node["annotations"], str | Path) else node["annotations"]
         return DatasetSpec(
             name=str(node["name"]),
@@ -59,6 +64,7 @@ class DatasetSpec:
             classes=_list(node, "classes", where),
             limit=limit,
             image_ids=_list(node, "image_ids", where),
+            repeat=float(repeat),
         )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from mtl_rcnn.data.coco import CocoData, read_coco
 from mtl_rcnn.data.coco_file import Annotation, box_doubts
 from mtl_rcnn.data.faults import DROP_ANNOTATION, DROP_IMAGE, DROPPED_IMAGE, Fault
-from mtl_rcnn.data.mapper import read_image, strict_decoding
+from mtl_rcnn.data.image_file import strict_decoding
+from mtl_rcnn.data.mapper import read_image
 from mtl_rcnn.data.target import Record, Target, place_of
 from mtl_rcnn.errors import UnreadableImageError
 

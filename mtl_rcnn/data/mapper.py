@@ -13,9 +13,10 @@ import torch
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from mtl_rcnn.data.geometry import Geometry
+from mtl_rcnn.data.image_file import strict_decoding
 from mtl_rcnn.data.target import ImageTarget, InstanceTarget, Record, Sample, Target
 from mtl_rcnn.errors import ConfigError, UnreadableImageError
 
@@ -181,17 +182,6 @@ def seeded(*key: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.set_rng_state(pytorch)
-
-
-@contextmanager
-def strict_decoding() -> Iterator[None]:
-    """A truncated file is an error, even where some other library has told Pillow to fill it up with grey."""
-    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 def _load(target: Target, record: Record, objects: Sequence[Mapping[str, Any]], geometry: Geometry) -> Any | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
+import torch
+from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
@@ -11,16 +14,22 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner, check_world
-from mtl_rcnn.data.target import Target
+from mtl_rcnn.data.repeat import repeat_factors
+from mtl_rcnn.data.target import Sample, Target
 from mtl_rcnn.data.transforms import build_augmentations
+from mtl_rcnn.data.views import ViewMapper, Views
 from mtl_rcnn.engine.build import build_evaluators
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
 
 def dataset_specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
     """The datasets of a split ("train" or "val") as configured."""
     nodes = OmegaConf.to_container(cfg.data[split], resolve=True)
+    for index, node in enumerate(nodes):
+        if split == "val" and node.get("repeat", 1) != 1:
+            raise ConfigError(f"data.val[{index}].repeat={node['repeat']}: evaluation sees every image once; remove it")
     return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]
 
 
@@ -57,10 +66,47 @@ def build_mapper(cfg: DictConfig, targets: Mapping[str, Target], training: bool,
     )
 
 
+def build_views(cfg: DictConfig, tta: DictConfig) -> Views | None:
+    """The views of test-time augmentation, None if it is off.
+
+    Args:
+        cfg: of the run, whose test augmentation is taken where `tta` names no sizes.
+        tta: `scales`, `max_size` and `flip`, see `configs/evaluate.yaml`.
+    """
+    if tta.scales is None and not tta.flip:
+        return None
+    if tta.scales is None:
+        sizes = [build_augmentations(cfg.data.test_augment, "data.test_augment")]
+    else:
+        sizes = [[T.ResizeShortestEdge(int(scale), int(tta.max_size))] for scale in tta.scales]
+    return Views(sizes, bool(tta.flip), cfg.model.input_format)
+
+
+def build_prepare(cfg: DictConfig) -> Callable[[np.ndarray], Sample]:
+    """What turns an (H, W, 3) uint8 RGB image without labels into a sample, exactly as in evaluation. Threads may
+    call it."""
+    augment = T.AugmentationList(build_augmentations(cfg.data.test_augment, "data.test_augment"))
+
+    def prepare(image: np.ndarray) -> Sample:
+        given = T.AugInput(image)
+        augment(given)
+        pixels = given.image[:, :, ::-1] if cfg.model.input_format == "BGR" else given.image
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+    return prepare
+
+
 def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
     """Which images make which batch, over all training sets together."""
     sizes = [(record["height"], record["width"]) for dataset in datasets for record in dataset.records]
-    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed)
+    repeats = repeat_factors(datasets, cfg.data.repeat_thresh)
+    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed, repeats=repeats)
+
+
+def epoch_length(cfg: DictConfig, datasets: list[Dataset]) -> float:
+    """Training samples of an epoch: the number of images, or with repeats the mean, which need not be whole."""
+    return build_planner(cfg, datasets).epoch_length
 
 
 def train_loader(
@@ -85,13 +131,15 @@ def evaluation_sets(
     label_space: LabelSpace,
     ranks: Ranks,
     targets: Mapping[str, Target] | None = None,
+    views: Views | None = None,
 ) -> list[EvaluationSet]:
-    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels."""
+    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels; with `views`
+    the first loader gives samples of views."""
 
-    def loader(dataset: Dataset, mapper: Mapper) -> Loader:
+    def loader(dataset: Dataset, mapper: Mapper | ViewMapper) -> Loader:
         return build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers)
 
-    plain = build_mapper(cfg, {}, training=False)
+    plain = build_mapper(cfg, {}, training=False) if views is None else ViewMapper(views, cfg.data.on_error)
     labelling = None if targets is None else build_mapper(cfg, targets, training=False, labels=True)
     return [
         EvaluationSet(

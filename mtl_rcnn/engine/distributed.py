@@ -90,7 +90,7 @@ def init(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
         ConfigError: an incomplete or contradictory environment, or a device that this machine lacks.
     """
     rank, world, local_rank = _ranks_from_environment(os.environ)
-    ranks = Ranks(rank, world, local_rank, _choose_device(device, local_rank))
+    ranks = Ranks(rank, world, local_rank, choose_device(device, local_rank))
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(ranks.device)
@@ -277,7 +277,8 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
         raise ConfigError(f"environment: {name}={environ[name]!r} is not a whole number") from None
 
 
-def _choose_device(name: str, local_rank: int) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means for a process. ConfigError if there is none."""
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device: expected auto, cpu or cuda, got {name!r}")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

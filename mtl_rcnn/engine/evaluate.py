@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.keys import nearest
-from mtl_rcnn.engine.data import evaluation_sets, val_datasets
+from mtl_rcnn.engine.data import build_views, evaluation_sets, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
 from mtl_rcnn.engine.inspection import Inspection
 from mtl_rcnn.engine.restore import Restored, restore
@@ -19,6 +19,8 @@ from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet, evaluate, score_task
 from mtl_rcnn.evaluation.report import report_text
 from mtl_rcnn.evaluation.results import read_rows, write_metrics
+from mtl_rcnn.modeling.inference import InferenceNetwork
+from mtl_rcnn.modeling.views import MultiViewNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,9 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         setup_logging(None, ranks)
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)
         _adapt(restored.cfg, cfg)
+        views = build_views(restored.cfg, cfg.tta)
         datasets = val_datasets(restored.cfg, restored.label_space)
-        sets = evaluation_sets(restored.cfg, datasets, restored.label_space, ranks)
+        sets = evaluation_sets(restored.cfg, datasets, restored.label_space, ranks, views=views)
         if not sets:
             raise ConfigError("val: the run has no evaluation set of its own; give one, as data.val of a training run")
         folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent / "evaluation"
@@ -60,7 +63,9 @@ def _score_network(
     cfg: DictConfig, restored: Restored, sets: list[EvaluationSet], folder: Path, ranks: Ranks
 ) -> dict[str, Metric]:
     inspect = Inspection(folder, restored.cfg, restored.label_space, restored.model, plots=cfg.pictures)
-    metrics = evaluate(restored.model, sets, folder, inspect=inspect, iteration=restored.iteration)
+    many = build_views(restored.cfg, cfg.tta) is not None
+    network = MultiViewNetwork(InferenceNetwork(restored.model)) if many else restored.model
+    metrics = evaluate(network, sets, folder, inspect=inspect, iteration=restored.iteration)
     if cfg.pictures and ranks.is_main:
         draw_worst(inspect, cfg.worst_images)
     return metrics

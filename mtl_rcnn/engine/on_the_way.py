@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.engine.distributed import share_buffers
-from mtl_rcnn.engine.gallery import gallery_tiles
+from mtl_rcnn.engine.gallery import gallery_tiles, network_showcase
 from mtl_rcnn.engine.inspection import Inspection
-from mtl_rcnn.engine.predict import network_predictor
 from mtl_rcnn.engine.progress import Writers
 from mtl_rcnn.engine.report import write_report
 from mtl_rcnn.engine.trainer import Trainer
@@ -58,8 +57,8 @@ def final_report(cfg: DictConfig, trainer: Trainer, label_space: LabelSpace, fol
     """Writes the run's report, on rank 0. One that fails is told, and is no reason to lose the run."""
     try:
         with trainer.average.applied() if trainer.average else nullcontext():
-            predictor = network_predictor(trainer.network, cfg, label_space) if cfg.data.val else None
-            path = write_report(folder, predictor, cfg.report.images, note="the run has no evaluation set")
+            show = network_showcase(trainer.network, cfg, label_space) if cfg.data.val else None
+            path = write_report(folder, show, cfg.report.images, note="the run has no evaluation set")
         logger.info("report: %s", path)
     except MtlRcnnError as error:
         logger.warning("no report: %s", error)
@@ -69,5 +68,5 @@ def _draw(cfg: DictConfig, inspect: Inspection, writers: Writers, iteration: int
     if cfg.evaluation.pictures:
         draw_worst(inspect, cfg.evaluation.worst_images)
     if cfg.evaluation.samples and inspect.network is not None:
-        predictor = network_predictor(inspect.network, cfg, inspect.label_space)
-        writers.write_images(iteration, dict(gallery_tiles(predictor, cfg.evaluation.samples)))
+        show = network_showcase(inspect.network, cfg, inspect.label_space)
+        writers.write_images(iteration, dict(gallery_tiles(show, cfg.evaluation.samples)))

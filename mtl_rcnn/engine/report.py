@@ -15,8 +15,9 @@ from mtl_rcnn.data.coverage import LabelRow, label_table
 from mtl_rcnn.engine import report_parts as parts
 from mtl_rcnn.engine.build import build_targets, task_classes
 from mtl_rcnn.engine.data import train_datasets
-from mtl_rcnn.engine.gallery import gallery_tiles
-from mtl_rcnn.engine.predict import Predictor, load_predictor
+from mtl_rcnn.engine.distributed import choose_device
+from mtl_rcnn.engine.gallery import Showcase, gallery_tiles, network_showcase
+from mtl_rcnn.engine.restore import restore
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, MtlRcnnError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.results import read_metrics, write_json, write_text
@@ -39,20 +40,21 @@ def report_run(cfg: DictConfig) -> Path:
     folder = Path(cfg.run)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"run={folder}: no config.yaml in this folder; expected a run's output_dir")
-    predictor, note = None, "no images asked for"
+    show, note = None, "no images asked for"
     if cfg.images:
         try:
-            predictor = load_predictor(folder, cfg.device)
+            restored = restore(folder, choose_device(cfg.device))
+            show = network_showcase(restored.model, restored.cfg, restored.label_space, cfg.score_threshold)
         except (CheckpointError, ConfigError) as error:
             note = f"no predictions: {error}"
-    path = write_report(folder, predictor, cfg.images, cfg.score_threshold, note)
+    path = write_report(folder, show, cfg.images, cfg.score_threshold, note)
     print(f"wrote {path}")
     return path
 
 
 def write_report(
     folder: Path,
-    predictor: Predictor | None,
+    show: Showcase | None,
     images: int,
     threshold: float = 0.5,
     note: str = "",
@@ -60,9 +62,9 @@ def write_report(
     """Writes `report.html` into a run's folder.
 
     Args:
-        predictor: of the run's network, for the gallery; None leaves it out, with the `note`.
+        show: the run's network, for the gallery; None leaves it out, with the `note`.
         images: of the first evaluation set, for the gallery.
-        threshold: least score that is drawn.
+        threshold: least score that `show` draws.
     """
     cfg = OmegaConf.load(folder / "config.yaml")
     classes = task_classes(cfg)
@@ -74,7 +76,7 @@ def write_report(
     page.reasons, page.summaries = parts.reasons(groups), parts.summaries(groups)
     page.per_class = parts.per_class(groups)
     page.charts = parts.training_charts(folder / "metrics.jsonl", list(classes))
-    page.gallery, page.gallery_note = _gallery(predictor, images, threshold, note)
+    page.gallery, page.gallery_note = _gallery(show, images, threshold, note)
     found = [parts.task_errors(folder / "evaluation", dataset, task) for dataset, task in groups]
     page.errors = [entry for entry in found if entry is not None]
     page.labels, page.labels_note = _labels(folder, cfg)
@@ -111,11 +113,11 @@ def _newest_metrics(folder: Path) -> tuple[dict[str, Metric], str]:
     return read_metrics(newest), f"Metrics: {name}{after}."
 
 
-def _gallery(predictor: Predictor | None, images: int, threshold: float, note: str) -> tuple[list[Picture], str]:
-    if predictor is None or not images:
+def _gallery(show: Showcase | None, images: int, threshold: float, note: str) -> tuple[list[Picture], str]:
+    if show is None or not images:
         return [], note or "no images asked for"
     try:
-        tiles = gallery_tiles(predictor, images, threshold)
+        tiles = gallery_tiles(show, images)
     except (DataError, ConfigError) as error:
         return [], f"no predictions: {error}"
     return [Picture(f"{title} (scores from {threshold:g} on)", embedded(rgb)) for title, rgb in tiles], ""

@@ -15,18 +15,30 @@ from mtl_rcnn.engine.schedule import effective_lr
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
-def startup_report(cfg: DictConfig, labels: Sequence[LabelRow], model: MultiTaskRCNN, ranks: Ranks) -> str:
-    """Configuration against the defaults, dataset x task label table, parameters by part, effective batch and
-    learning rate."""
+def startup_report(
+    cfg: DictConfig,
+    labels: Sequence[LabelRow],
+    model: MultiTaskRCNN,
+    ranks: Ranks,
+    epoch_length: float,
+    repeats: str = "",
+) -> str:
+    """Configuration against the defaults, dataset x task label table, repeated images, parameters by part, effective
+    batch and learning rate.
+
+    Args:
+        epoch_length: training samples of an epoch, on average.
+        repeats: of `data.repeat.repeat_report`.
+    """
     images = sum({row.dataset: row.images for row in labels}.values())
-    return "\n\n".join(
-        [
-            "configuration, where it differs from the defaults:\n" + format_diff(config_diff(cfg)),
-            "labels:\n" + label_report(labels),
-            "parameters:\n" + parameter_report(model),
-            schedule_report(cfg, images, ranks),
-        ]
-    )
+    parts = [
+        "configuration, where it differs from the defaults:\n" + format_diff(config_diff(cfg)),
+        "labels:\n" + label_report(labels),
+        "repeats:\n" + repeats if repeats else "",
+        "parameters:\n" + parameter_report(model),
+        schedule_report(cfg, images, ranks, epoch_length),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def label_report(labels: Sequence[LabelRow]) -> str:
@@ -50,18 +62,19 @@ def parameter_report(model: MultiTaskRCNN) -> str:
     )
 
 
-def schedule_report(cfg: DictConfig, images: int, ranks: Ranks) -> str:
+def schedule_report(cfg: DictConfig, images: int, ranks: Ranks, epoch_length: float) -> str:
     """The batch, the learning rate and the length of the run in one line."""
     solver = cfg.solver
     share = solver.batch_size // ranks.world // solver.accumulate
     parts = f" x {solver.accumulate} micro-batches" if solver.accumulate > 1 else ""
-    epochs = solver.max_iter * solver.batch_size / max(images, 1)
+    epochs = solver.max_iter * solver.batch_size / max(epoch_length, 1)
+    whole = f"{images} images" if epoch_length == images else f"{epoch_length:.1f} samples ({images} images)"
     meant = solver.reference_batch_size
     rate = f"lr {effective_lr(solver):g}" + (f" ({solver.lr:g} at a batch of {meant})" if meant is not None else "")
     return (
         f"batch {ranks.world} ranks{parts} x {share} images = {solver.batch_size}, {rate}, {solver.max_iter} "
         f"iterations "
-        f"= {epochs:.1f} epochs of {images} images, {solver.precision}, {ranks.device.type}"
+        f"= {epochs:.1f} epochs of {whole}, {solver.precision}, {ranks.device.type}"
     )
 
 

@@ -18,11 +18,12 @@ from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.repeat import repeat_report
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
-from mtl_rcnn.engine.data import evaluation_sets, train_datasets, train_loader, val_datasets
+from mtl_rcnn.engine.data import epoch_length, evaluation_sets, train_datasets, train_loader, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
@@ -48,6 +49,9 @@ logger = logging.getLogger(__name__)
 _RESUMED = ("best", "balancing", "scaler", "ema", "early_stop")
 """Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
+_STREAM = ("seed", "solver.batch_size", "data.window", "data.repeat_thresh")
+"""Settings that say which samples come when."""
+
 
 @dataclass
 class Outcome:
@@ -72,7 +76,8 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
         datasets, label_space = train_datasets(cfg)
-        cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
+        per_epoch = epoch_length(cfg, datasets)
+        cfg = in_iterations(cfg, per_epoch)
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
         if ranks.is_main:
@@ -83,7 +88,8 @@ def train(cfg: DictConfig) -> Outcome:
         optimizer = build_optimizer(model, cfg.solver)
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
         start = _start(cfg, checkpointer, model, optimizer, label_space)
-        logger.info("%s", startup_report(cfg, table, model, ranks))
+        repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
+        logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats))
         loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
         trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start)
         with _writers(cfg, folder, start["iteration"], ranks) as writers:
@@ -206,8 +212,10 @@ def _start(
 
 def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) -> None:
     """A resumed run goes on with the same samples only if what plans them is unchanged."""
-    for key in ("seed", "solver.batch_size", "data.window"):
-        before, now = OmegaConf.select(OmegaConf.create(dict(saved)), key), OmegaConf.select(cfg, key)
+    old = OmegaConf.create(dict(saved))
+    settings = [(key, *(OmegaConf.select(c, key) for c in (old, cfg))) for key in _STREAM]
+    settings.append(("repeat of data.train", *([entry.get("repeat", 1) for entry in c.data.train] for c in (old, cfg))))
+    for key, before, now in settings:
         if before != now:
             raise ConfigError(
                 f"{key}={now}: {path} was trained with {before}; a resumed run must keep it (choose another output_dir "

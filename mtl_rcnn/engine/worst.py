@@ -14,11 +14,10 @@ from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_mapper, val_datasets
 from mtl_rcnn.engine.gallery import as_prediction
 from mtl_rcnn.engine.inspection import Inspection
-from mtl_rcnn.engine.predict import drawing_order
 from mtl_rcnn.evaluation.analysis import Analysis, ImageErrors, analysis_path
 from mtl_rcnn.evaluation.inference import evaluation_mode
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
-from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, side_by_side, write_image
+from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, drawing_order, side_by_side, write_image
 
 
 def draw_worst(inspection: Inspection, number: int) -> list[Path]:

@@ -19,7 +19,7 @@ class Progress:
 
     Args:
         title: what is being done, such as "evaluating shapes_val".
-        total: images to come.
+        total: images to come; None if nobody knows.
         enabled: False on all ranks but one.
         period: seconds between log lines when there is no terminal.
         console: where the bar is drawn; decides whether there is a terminal.
@@ -29,7 +29,7 @@ class Progress:
     def __init__(
         self,
         title: str,
-        total: int,
+        total: int | None,
         *,
         enabled: bool = True,
         period: float = 5.0,
@@ -78,6 +78,8 @@ class Progress:
 
     def line(self) -> str:
         """Such as "evaluating shapes_val: 120/500 images, 8.3 img/s, ETA 0:00:46"."""
+        if self.total is None:
+            return f"{self.title}: {self.done} images, {self.rate:.1f} img/s"
         left = max(self.total - self.done, 0) / max(self.rate, 1e-9)
         return f"{self.title}: {self.done}/{self.total} images, {self.rate:.1f} img/s, ETA {clock_text(left)}"
 

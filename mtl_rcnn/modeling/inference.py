@@ -94,11 +94,16 @@ class RegionNetwork(nn.Module):
             features: pyramid levels, (B, C, H, W) each.
             network_sizes: (B, 2) int64 height and width without padding.
         """
-        boxes = self.detector.proposals(features, network_sizes)
-        raw = self.detector(self.detector_pooler(features, boxes))
-        rows = self.detector.decode(raw, boxes, network_sizes)
+        rows = self.detect(features, network_sizes)
         rows.update(self.describe(features, rows, network_sizes.shape[0]))
         return rows
+
+    @torch.jit.export
+    def detect(self, features: Features, network_sizes: Tensor) -> dict[str, Tensor]:
+        """Detections alone; arguments as of `forward`."""
+        boxes = self.detector.proposals(features, network_sizes)
+        raw = self.detector(self.detector_pooler(features, boxes))
+        return self.detector.decode(raw, boxes, network_sizes)
 
     @torch.jit.export
     def describe(self, features: Features, rows: dict[str, Tensor], images: int) -> dict[str, Tensor]:

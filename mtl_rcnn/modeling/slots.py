@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Target
+from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Evaluator
 
 LossParts = dict[str, tuple[Tensor, Tensor]]
@@ -161,6 +162,16 @@ class DetectorTask(RegionTask):
         classes (B, K). `boxes` and `found` are what `fixed_proposals` returns. Needed for ONNX alone."""
         raise NotImplementedError
 
+    def merge_views(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """One image's detections in several views as its detections, as `decode` gives them (test-time augmentation).
+
+        Args:
+            boxes: (N, 4) of all views, XYXY pixels of one frame.
+            scores, classes: (N,).
+            size: (2,) int64 height and width of the frame.
+        """
+        raise NotImplementedError
+
 
 @dataclass
 class DetectorSample:
@@ -235,6 +246,18 @@ class RoiTask(RegionTask):
         """
         return {f"{self.name}_raw": raw}
 
+    def unflip(self, raw: Tensor) -> Tensor:
+        """Raw output of the regions of a mirrored image as that of the same regions of the image itself (test-time
+        augmentation). Only the task knows: a ConfigError if it does not say."""
+        raise ConfigError(
+            f"tta.flip=true: the task '{self.name}' does not say how its output of a mirrored image is mirrored back "
+            f"({type(self).__name__}.unflip); choose tta.flip=false, or leave the task out"
+        )
+
+    def average(self, raws: list[Tensor]) -> Tensor:
+        """Raw outputs of the same regions in several views as one raw output: their mean."""
+        return torch.stack(raws).mean(dim=0)
+
     def _annotated_foreground(self, regions: Instances) -> Instances:
         foreground = (regions.gt_classes >= 0) & (regions.gt_classes < self.num_classes)
         field = f"gt_has_{self.name}"
@@ -274,3 +297,31 @@ class ImageTask(Task):
             image_size: (2,) int64 original height and width.
         """
         raise NotImplementedError
+
+    def merge_views(self, views: list[DecodedView], image_size: Tensor) -> dict[str, Tensor]:
+        """One image's prediction in its original frame from several views of it (test-time augmentation). Only the task
+        knows: a ConfigError if it does not say.
+
+        Args:
+            views: at least one.
+            image_size: (2,) int64 original height and width.
+        """
+        raise ConfigError(
+            f"tta: the task '{self.name}' does not say how several views of an image are merged "
+            f"({type(self).__name__}.merge_views); switch tta off, or leave the task out"
+        )
+
+
+@dataclass
+class DecodedView:
+    """What an image task says of one view of an image.
+
+    Attributes:
+        decoded: the image's rows of `decode`.
+        network_size: (2,) int64 height and width in the network frame, without padding.
+        mirrored: whether left is right in this view; `decoded` is not mirrored back.
+    """
+
+    decoded: dict[str, Tensor]
+    network_size: Tensor
+    mirrored: bool

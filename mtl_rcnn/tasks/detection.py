@@ -31,6 +31,9 @@ from mtl_rcnn.modeling.slots import ClassRows, DetectorSample, DetectorTask, Fea
 from mtl_rcnn.modeling.suppression import top_detections
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
+_NO_SCORE = 1e-8
+"""Below it a score stands for none."""
+
 
 class DetectionTarget(InstanceTarget):
     """Boxes and classes. Every image of a dataset that does not exclude the task is labelled, possibly with
@@ -230,6 +233,14 @@ class DetectionTask(DetectorTask):
         scores = F.softmax(logits, dim=-1)[:, :-1].reshape(*found.shape, self.num_classes)
         thresholds = (self.score_thresh, self.nms_thresh, self.detections_per_image)
         return fixed_detections(decoded, scores, found, network_sizes, *thresholds)
+
+    def merge_views(self, boxes: Tensor, scores: Tensor, classes: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """Class-wise NMS and top detections of the union, as Detectron2's `GeneralizedRCNNWithTTA`."""
+        spread = scores.new_zeros(len(scores), self.num_classes + 1)
+        spread[torch.arange(len(scores), device=scores.device), classes] = scores
+        thresholds = (_NO_SCORE, self.nms_thresh, self.detections_per_image)
+        found = top_detections(boxes, spread, [boxes], size[None], *thresholds)
+        return {"boxes": found[0], "scores": found[1], "classes": found[2], "image_index": found[3]}
 
     def _classification(self, logits: Tensor, classes: Tensor, regions: list[Instances]) -> Tensor:
         labelled = torch.cat(

@@ -450,6 +450,12 @@ class KeypointTask(RoiTask):
         decoded[rows] = points
         return {"keypoints": decoded * owned[:, :, None]}
 
+    def unflip(self, raw: Tensor) -> Tensor:
+        """Heat maps mirrored back, and what was left and right swapped within each schema. Their average over views
+        (the mean of the logits) is that of Detectron's test-time augmentation (`im_detect_keypoints_aug`)."""
+        mirror = [schema.start + index for schema in self.schemas for index in schema.mirror]
+        return raw.flip(3)[:, mirror]
+
     @torch.jit.export
     def to_image(
         self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor

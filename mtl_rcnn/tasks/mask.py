@@ -203,6 +203,14 @@ class MaskTask(RoiTask):
         own = classes[:, None, None, None].expand(-1, 1, raw.shape[2], raw.shape[3])
         return {"mask_grids": raw.gather(1, own)[:, 0].float().sigmoid()}
 
+    def unflip(self, raw: Tensor) -> Tensor:
+        """See the base class."""
+        return raw.flip(3)
+
+    def average(self, raws: list[Tensor]) -> Tensor:
+        """Logits of the mean probability, as Detectron2's `GeneralizedRCNNWithTTA`."""
+        return torch.stack([full_precision(raw).sigmoid() for raw in raws]).mean(dim=0).logit()
+
     @torch.jit.export
     def to_image(
         self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -40,6 +40,11 @@ def draw_prediction(
     if caption:
         canvas.caption(caption)
     return canvas.image
+
+
+def drawing_order(targets: Mapping[str, Target]) -> list[Target]:
+    """Targets in the order in which `draw_prediction` takes them: areas below, boxes with their labels on top."""
+    return list(targets.values())[::-1]
 
 
 def side_by_side(

@@ -45,6 +45,19 @@ def test_a_terminal_gets_a_bar_and_one_final_line(caplog):
     assert caplog.messages == ["evaluating toy: 20 images in 0:00:08, 2.5 img/s"]
 
 
+def test_without_a_known_end_there_is_no_eta(caplog):
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    drawn = {kind: io.StringIO() for kind in (True, False)}
+    for kind, file in drawn.items():
+        console = Console(file=file, force_terminal=kind, width=100)
+        with Progress("predicting", None, console=console, clock=clock, period=4) as progress:
+            clock.now += 5
+            progress.advance(10)
+    assert "10/?" in drawn[True].getvalue()
+    assert caplog.messages.count("predicting: 10 images, 2.0 img/s") == 1
+
+
 def test_other_ranks_are_silent(caplog):
     caplog.set_level(logging.INFO)
     terminal = io.StringIO()

@@ -1,0 +1,67 @@
+"""How often an image is to come in an epoch: images of rare classes more often than others.
+
+Repeat factor sampling (Gupta, Dollar and Girshick, LVIS: A Dataset for Large Vocabulary Instance Segmentation, 2019,
+appendix B.2). With f(c) the fraction of training images that show class c, and t a threshold:
+    r(c) = max(1, sqrt(t / f(c))),    r(i) = max of r(c) over the classes c of image i, 1 for an image without any.
+An image comes r(i) times in an epoch, on average.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtl_rcnn.data.catalog import Dataset
+from mtl_rcnn.data.target import Record
+
+_SHOWN = 8
+
+
+def repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> np.ndarray:
+    """(N,) float64 times that every image of all datasets, in their order, comes in an epoch on average.
+
+    Args:
+        datasets: f(c) is taken over all of their images together; a dataset's own `repeat` multiplies its factors.
+        thresh: t above, a fraction of the images; None repeats no image for its classes.
+    """
+    records = [record for dataset in datasets for record in dataset.records]
+    own = np.repeat([float(dataset.repeat) for dataset in datasets], [len(dataset.records) for dataset in datasets])
+    if thresh is None:
+        return own
+    of_class = class_repeat_factors(records, thresh)
+    return own * [max((of_class[index] for index in _classes(record)), default=1.0) for record in records]
+
+
+def class_repeat_factors(records: Sequence[Record], thresh: float) -> dict[int, float]:
+    """r(c) by class index, of the classes that occur."""
+    images = Counter(index for record in records for index in _classes(record))
+    return {index: max(1.0, (thresh * len(records) / number) ** 0.5) for index, number in images.items()}
+
+
+def repeat_report(datasets: Sequence[Dataset], thresh: float | None, classes: Sequence[str]) -> str:
+    """How long an epoch is and whose images are repeated, in a few lines; "" if every image comes once."""
+    factors = repeat_factors(datasets, thresh)
+    if (factors == 1).all():
+        return ""
+    ends = np.cumsum([len(dataset.records) for dataset in datasets])
+    parts = np.split(factors, ends[:-1])
+    lines = [
+        f"{dataset.name}: {len(part)} images, {part.sum():.1f} samples an epoch on average, "
+        f"each image {part.min():.2f} to {part.max():.2f} times"
+        for dataset, part in zip(datasets, parts)
+    ]
+    if thresh is not None:
+        records = [record for dataset in datasets for record in dataset.records]
+        rare = {index: r for index, r in class_repeat_factors(records, thresh).items() if r > 1}
+        shown = sorted(rare, key=lambda index: -rare[index])[:_SHOWN]
+        named = ", ".join(f"{classes[index]} {rare[index]:.2f}" for index in shown)
+        lines.append(f"{len(rare)} classes are on less than {thresh:g} of all images" + (f": {named}" if named else ""))
+        lines[-1] += " ..." if len(rare) > _SHOWN else ""
+    return "\n".join(lines)
+
+
+def _classes(record: Record) -> set[int]:
+    """Of all annotations; crowds show their class too."""
+    return {annotation["category_id"] for annotation in record["annotations"]}
