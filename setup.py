@@ -25,14 +25,13 @@ setup(
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
         "jinja2>=3.1",  # the report's template; torch needs it anyway
-        "matplotlib>=3.7",  # figures of an evaluation; Detectron2 needs it anyway
+        "matplotlib>=3.7",  # figures of data sets and evaluations; Detectron2 needs it anyway
         "fvcore>=0.1.5.post20221221",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
         "rich>=13",  # progress lines
         "safetensors>=0.4",  # weights that cannot run code; timm's and Hugging Face's files
         "tabulate>=0.9",  # start-up tables
-        "matplotlib>=3.6",  # histograms of a data set; Detectron2 needs it anyway
         "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
         "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights

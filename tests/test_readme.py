@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -37,6 +38,9 @@ def test_command(command: str) -> None:
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+        return
+    if words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None
         return
     script = next(word for word in words if word.endswith(".py"))
     if script.startswith("outputs/"):
