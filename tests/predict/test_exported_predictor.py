@@ -17,6 +17,8 @@ from mtl_rcnn.export.torchscript import export_torchscript
 from mtl_rcnn.predict import Predictor
 from mtl_rcnn.predict.network import checkpoint_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["trace", "script"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Restored, Path]:
