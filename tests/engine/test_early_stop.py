@@ -10,6 +10,7 @@ from toy import Toy
 
 from mtl_rcnn.config import compose
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import on_the_way
 from mtl_rcnn.engine import train as training
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.trainer import Trainer
@@ -68,7 +69,7 @@ def test_a_run_ends_early_stays_ended_and_goes_on_with_more_patience(
         steps.append(self.iter + 1)
 
     monkeypatch.setattr(Trainer, "run_step", counted)
-    monkeypatch.setattr(training, "evaluate", lambda *_: {NAME: Metric(scores.get(steps[-1], 0.0))})
+    monkeypatch.setattr(on_the_way, "evaluate", lambda *_, **__: {NAME: Metric(scores.get(steps[-1], 0.0))})
 
     def run(patience: int) -> training.Outcome:
         options = [f"solver.early_stop.metric={NAME}", f"solver.early_stop.patience={patience}", "solver.eval_period=1"]

@@ -12,6 +12,7 @@ from torch import nn
 from toy import Toy
 
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import on_the_way
 from mtl_rcnn.engine import train as training
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.restore import restore
@@ -70,13 +71,13 @@ def test_a_run_evaluates_saves_and_restores_the_average(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated = {}
-    real = training.evaluate
+    real = on_the_way.evaluate
 
-    def spy(model: nn.Module, *arguments: object) -> dict:
+    def spy(model: nn.Module, *arguments: object, **named: object) -> dict:
         evaluated.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return real(model, *arguments)
+        return real(model, *arguments, **named)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    monkeypatch.setattr(on_the_way, "evaluate", spy)
     folders = [
         training.train(toy_config(toy, tmp_path / str(ema), f"solver.ema={ema}", tasks=("detection",))).folder
         for ema in ("null", 0.9)

@@ -90,6 +90,7 @@ def test_metrics_and_files(tmp_path):
     rows = json.loads((tmp_path / "predictions" / "toy_first.json").read_text())
     assert [row["image_id"] for row in rows] == [100, 98, 98, 97]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "evaluated.json",
         "metrics.json",
         "metrics_info.json",
         "silent_first.json",
