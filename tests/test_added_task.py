@@ -114,6 +114,16 @@ def test_a_task_from_another_folder_trains_evaluates_and_exports(toy: Toy, tmp_p
     assert done.returncode == 0, done.stderr
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["outputs"][-1]["task"] == "brightness"
+    # Its author wrote no types, so that TorchScript takes the features for a tensor: said with name and line.
+    done = _run(elsewhere, [*export, "export.method=script"])
+    assert done.returncode != 0
+    line = next(i for i, text in enumerate(BRIGHTNESS.splitlines(), 1) if "features[self.level].mean" in text)
+    assert "brightness cannot be scripted: " in done.stderr
+    assert f"brightness_task.py:{line}; use export.method=trace" in done.stderr
+    assert done.stderr.strip().endswith("or leave it out: export.tasks=[detection]")
+    done = _run(elsewhere, [*export, "export.method=script", "export.tasks=[detection]"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "manifest.json").read_text())["tasks"] == ["detection"]
 
 
 def _run(elsewhere: Path, command: list[str]) -> subprocess.CompletedProcess:

@@ -61,6 +61,15 @@ def test_train_evaluate_export_predict_and_look(toy: Toy, tmp_path: Path) -> Non
     assert again == {name: value for name, value in trained.items() if name.startswith("toy/detection/")}
     run("tools/export_model.py", f"run={folder}", "certificate.min_detections=0")
     assert {"model.ts", "manifest.json", "runtime.py"} <= {path.name for path in folder.iterdir()}
+    subset = tmp_path / "subset"
+    chosen = [
+        "export.method=script",
+        "export.tasks=[detection]",
+        f"output_dir={subset}",
+        "certificate.min_detections=0",
+    ]
+    assert "batch of three sizes" in run("tools/export_model.py", f"run={folder}", *chosen)
+    run("tools/predict.py", f"network={subset / 'model.ts'}", f"input={toy.images}", f"output_dir={subset / 'out'}")
     for network in (folder / "model.ts", folder / "model_best.pth"):
         out = tmp_path / f"predicted_{network.suffix[1:]}"
         run("tools/predict.py", f"network={network}", f"input={toy.images}", f"output_dir={out}", "score_threshold=0")

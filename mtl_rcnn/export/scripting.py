@@ -35,7 +35,7 @@ def _script(network: torch.nn.Module) -> torch.jit.ScriptModule:
 
 
 def _explain(model: MultiTaskRCNN, names: list[str], error: Exception) -> ExportError:
-    culprit, error = _find_culprit(model, names) or ("the network", error)
+    culprit = _find_culprit(model, names)
     others = [name for name in names if name != culprit]
     away = f" or leave it out: export.tasks=[{','.join(others)}]" if culprit in names and others else ""
     return ExportError(
@@ -43,8 +43,9 @@ def _explain(model: MultiTaskRCNN, names: list[str], error: Exception) -> Export
     )
 
 
-def _find_culprit(model: MultiTaskRCNN, names: list[str]) -> tuple[str, Exception] | None:
-    """The first part that cannot be scripted, alone or with the detector under it."""
+def _find_culprit(model: MultiTaskRCNN, names: list[str]) -> str:
+    """The first part that cannot be scripted, alone or with the detector under it. Only that it fails counts: once
+    refused, TorchScript gives another reason."""
     detector = [] if model.roi_heads is None else [model.roi_heads.detector.name]
     on_boxes = [] if model.roi_heads is None else list(model.roi_heads.tasks)
     parts = [(TRUNK, model.backbone)]
@@ -52,9 +53,9 @@ def _find_culprit(model: MultiTaskRCNN, names: list[str]) -> tuple[str, Exceptio
     for name, part in parts:
         try:
             _script(part)
-        except Exception as error:
-            return name, error
-    return None
+        except Exception:  # whatever it is, it is reported as the first refusal
+            return name
+    return "the network"
 
 
 def _reason(error: Exception) -> str:
