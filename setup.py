@@ -48,6 +48,7 @@ setup(
             "ruff>=0.9",
             "setuptools>=68",
             "wheel",
+            "hypothesis>=6.100",  # two thousand broken COCO files
             "unearth>=0.15",  # tests of third_party/detectron2 fetch as pip would
         ],
     },

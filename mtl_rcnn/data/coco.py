@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtl_rcnn.data.coco_file import Annotation, CocoFile, ImageId, read_file
+from mtl_rcnn.data.coco_file import Annotation, CocoFile, ImageId, are_numbers, read_file
 from mtl_rcnn.data.faults import Fault, Repair, Sink, refuse
 from mtl_rcnn.data.label_space import LOCAL_FIELDS, Category
 from mtl_rcnn.errors import DataError
@@ -151,6 +151,6 @@ def _same(one: Any, other: Any, tolerance: float) -> bool:
         return True
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
-    if isinstance(one, int | float) and isinstance(other, int | float):
+    if are_numbers([one, other]):
         return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE, abs_tol=tolerance)
     return False

@@ -17,6 +17,7 @@ from mtl_rcnn.data.faults import DROPPED_ANNOTATION, DROPPED_IMAGE, Fault, Repai
 Annotation = dict[str, Any]
 ImageId = int | str
 
+_WITHOUT_AREA = Repair("remove the area", without=("area",))
 _NUMBERS = {int, float}
 _HUGE = 2.0**62
 SECTIONS = ("images", "annotations", "categories")
@@ -190,12 +191,16 @@ def _ids(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop_faulty(entries: dict[Any, dict[str, Any]], rules: Any, report: Sink) -> set[Any]:
-    """Reports what the rules find, leaves the faulty entries out, and returns their ids."""
+    """Reports what the rules find, leaves the faulty entries out, and returns their ids. Where the repair only takes
+    fields away, the entry stays without them."""
     faulty: set[Any] = set()
     for number, entry in entries.items():
-        for fault in rules(entry):
+        for fault in list(rules(entry)):
             report(fault)
-            faulty.add(number)
+            if not fault.repair.without:
+                faulty.add(number)
+            for key in fault.repair.without:
+                entry.pop(key, None)
     for number in faulty:
         del entries[number]
     return faulty
@@ -236,10 +241,13 @@ def _annotation_faults(
         found = "iscrowd", f"iscrowd is {annotation['iscrowd']!r}; expected 0 or 1"
     elif "bbox" in annotation:
         found = _box_fault(annotation["bbox"])
+    repair = DROPPED_ANNOTATION
+    if found is None and not _is_area(annotation.get("area")):
+        found, repair = ("area", f"area is {annotation['area']!r}; expected pixels"), _WITHOUT_AREA
     if found is not None:
         kind, text = found
         message = f"{path}: image {image_id}, annotation {annotation['id']}: {text}"
-        yield Fault(kind, message, str(path), repair=DROPPED_ANNOTATION, **_ids("annotation", annotation))
+        yield Fault(kind, message, str(path), repair=repair, **_ids("annotation", annotation))
 
 
 def _box_fault(box: Any) -> tuple[str, str] | None:
@@ -259,6 +267,11 @@ def are_numbers(values: Sequence[Any]) -> bool:
         return not values or (math.isfinite(sum(values)) and min(values) > -_HUGE and max(values) < _HUGE)
     except OverflowError:  # an integer that no float can hold
         return False
+
+
+def _is_area(value: Any) -> bool:
+    """Whether evaluation can use it; without one it measures the mask or the box."""
+    return value is None or (are_numbers([value]) and value >= 0)
 
 
 def _is_id(value: Any) -> bool:

@@ -25,7 +25,7 @@ from mtl_rcnn.data.faults import Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
-from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
 from mtl_rcnn.evaluation.evaluator import Row, class_indices, instance_rows
 from mtl_rcnn.modeling.heatmaps import highest_points
@@ -87,6 +87,7 @@ def read_schemas(
 
     Raises:
         ConfigError: an unknown class or keypoint name; no class declares keypoints; shared schemas of different names.
+        DataError: keypoint names or a skeleton of another form than COCO's.
     """
     categories = {category["name"]: category for category in label_space.categories}
     for name in (*shared, *shared.values(), *flip_pairs):
@@ -476,8 +477,17 @@ def _with_visible_keypoint(regions: Instances) -> Instances:
 def _schema(
     category: Mapping[str, Any], classes: Sequence[int], start: int, pairs: Sequence[Sequence[str]] | None
 ) -> Schema:
-    names = tuple(category["keypoints"])
-    edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton", ()))
+    names, edges = category["keypoints"], category.get("skeleton") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"class '{category['name']}': its keypoints are {names!r}; expected a list of names")
+    pairs_of_numbers = isinstance(edges, list) and all(
+        isinstance(edge, list) and len(edge) == 2 and {*map(type, edge)} == {int} for edge in edges
+    )
+    if not pairs_of_numbers:
+        raise DataError(
+            f"class '{category['name']}': its skeleton is {edges!r}; expected pairs of keypoint numbers, counted from 1"
+        )
+    names, edges = tuple(names), tuple((a - 1, b - 1) for a, b in edges)
     if any(not 0 <= end < len(names) for edge in edges for end in edge):
         raise ConfigError(f"class '{category['name']}': its skeleton names a keypoint outside 1..{len(names)}")
     mirror = _mirror(names, pairs if pairs is not None else _left_right(names), category["name"])

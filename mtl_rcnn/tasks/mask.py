@@ -304,7 +304,7 @@ def run_length_sum(counts: Any) -> int | None:
         return None
     digits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((digits & 32) == 0)
-    if len(digits) == 0 or digits.min() < 0 or digits.max() > 63 or ends[-1:] != [len(digits) - 1]:
+    if len(ends) == 0 or digits.min() < 0 or digits.max() > 63 or ends[-1] != len(digits) - 1:
         return None
     starts = np.r_[0, ends[:-1] + 1]
     lengths = ends - starts + 1

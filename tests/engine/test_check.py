@@ -206,6 +206,7 @@ PLANTS = {
         point(101, keypoints=[18, 8, 2, float("inf"), 200, 2, 26, 20, 1]),
         (("malformed keypoints", "points.json", 11, 101),),
     ),
+    "area of a text": Plant(box(109, area="large"), (("area", "boxes.json", 15, 109),)),
     "files that disagree": Plant(
         point(110, bbox=[0, 0, 5, 5]), (("files contradict each other", "points.json", 16, 110),)
     ),

@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.errors import DataError
-from mtl_rcnn.tasks.mask import MaskTarget, decode_segmentation, paste_masks
+from mtl_rcnn.tasks.mask import MaskTarget, decode_segmentation, paste_masks, run_length_sum
 
 HEIGHT, WIDTH = 40, 60
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
@@ -106,3 +106,18 @@ def test_pasting_equals_detectron2s_for_boxes_inside_across_and_tiny() -> None:
     assert torch.equal(found, expected)
     assert found.any(dim=(1, 2)).tolist()[:3] == [True] * 3
     assert paste_masks(grids[:0], boxes[:0], torch.tensor([HEIGHT, WIDTH])).shape == (0, HEIGHT, WIDTH)
+
+
+def test_run_lengths_are_summed_as_pycocotools_reads_them() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = rng.integers(1, 150, 2)
+        mask = np.asfortranarray((rng.random((height, width)) < rng.random() ** 3).astype(np.uint8))
+        compressed = rle_codec.encode(mask)["counts"].decode()
+        assert run_length_sum(compressed) == height * width
+        assert run_length_sum(compressed[:-1]) != height * width
+
+
+@pytest.mark.parametrize("counts", ["", "é", "\x00", "oooooooooooo1", "o", [1, -1], [1.5], ["1"], [2**40], None, 5])
+def test_what_are_no_run_lengths(counts: Any) -> None:
+    assert run_length_sum(counts) is None
