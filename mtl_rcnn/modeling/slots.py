@@ -113,7 +113,7 @@ class RegionTask(Task):
 class DetectorTask(RegionTask):
     """The slot that makes boxes. A network has at most one; RoI tasks need it."""
 
-    score_thresh: float = 0.0
+    score_thresh = 0.0  # no annotation: TorchScript reads those of a class and does not know text
     """Least score of a detection, at inference."""
 
     def propose(
