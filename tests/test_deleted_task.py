@@ -24,6 +24,8 @@ LEFT_OUT = (
     "test_packaging.py",
     "test_benchmarks.py",
     "test_doctor.py",
+    "test_bad_input.py",
+    "test_fuzz.py",
     "engine",
     "data",
     "evaluation",
