@@ -25,6 +25,8 @@ LEFT_OUT = (
     "test_benchmarks.py",
     "test_doctor.py",
     "test_cpp.py",
+    "test_bad_input.py",
+    "test_fuzz.py",
     "engine",
     "data",
     "evaluation",

@@ -1,0 +1,216 @@
+"""The corpus of bad input, and the page of docs/ that is made of it.
+
+python tests/bad_input_cases.py     writes docs/errors.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bad_input_plants import (
+    Evil,
+    category,
+    cut,
+    cut_checkpoint,
+    edit,
+    entry,
+    evaluate_unknown,
+    folder,
+    image,
+    load_checkpoint,
+    non_utf8,
+    nothing,
+    raw,
+    saved,
+    skip_in_evaluation,
+    skip_missing,
+    specify,
+    train_on_nothing,
+    turned,
+    twice,
+    type_,
+)
+from PIL import Image
+from toy import Toy
+from whole_load import load_everything
+
+from mtl_rcnn.config import compose
+from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, MtlRcnnError, UnreadableImageError
+
+ERRORS = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault and what the user is told.
+
+    Attributes:
+        area: heading in docs/errors.md.
+        fault: in words.
+        said: part of the message, literally.
+        spoil: plants the fault in a toy data set.
+        run: what a user does then.
+        error: class of the error; None where the fault is left out and counted.
+    """
+
+    area: str
+    fault: str
+    said: str
+    spoil: Callable[[Toy], Any]
+    run: Callable[[Toy], Any] = load_everything
+    error: type[MtlRcnnError] | None = DataError
+
+
+NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
+CONFIG, CHECKPOINT = "Configurations", "Checkpoints"
+_unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
+_config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
+_checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
+
+CASES = [
+    # Images
+    Case(NO_IMAGE, "an image file is missing", "1 of 6 image files are missing, the first is",
+         image(Path.unlink)),
+    Case(NO_IMAGE, "an image file is missing, data.on_error=skip", "removed 1: image file missing (1)",
+         image(Path.unlink), skip_missing, None),
+    Case(NO_IMAGE, "the folder of images is missing", "no image folder", nothing, specify(images="elsewhere")),
+    Case(NO_IMAGE, "a file name that is not UTF-8 on the disk", "1 of 6 image files are missing", non_utf8),
+    _unreadable("a truncated image", "the image cannot be decoded (", image(cut)),
+    _unreadable("an image of zero bytes", "cannot be decoded (the file is empty)", image(lambda p: p.write_bytes(b""))),
+    _unreadable("a web page saved as an image", "cannot be decoded (its format is unknown)",
+                image(lambda p: p.write_text("<html>"))),
+    _unreadable("a folder in place of an image", "cannot be decoded (it is a folder)", image(folder)),
+    _unreadable("an image of another size", "its annotation file says 48 x 64",
+                image(lambda p: Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(p))),
+    _unreadable("an image that its EXIF data turns", "turned as its EXIF orientation says", image(turned)),
+    Case(NO_IMAGE, "a damaged image, data.on_error=skip", "12.png (dataset 'toy', image id 12): the image cannot be",
+         image(cut), skip_in_evaluation, None),
+    Case(NO_IMAGE, "ten damaged images in a row, data.on_error=skip", "10 images in a row cannot be read",
+         lambda toy: [p.write_bytes(b"") for p in toy.images.iterdir()], train_on_nothing),
+    # Annotation files
+    Case(JSON, "the file is missing", "no such annotation file", lambda toy: toy.boxes.unlink()),
+    Case(JSON, "a folder in place of the file", "cannot be read", lambda toy: folder(toy.boxes)),
+    Case(JSON, "a file of zero bytes", "line 1, column 1: not JSON", raw(b"")),
+    Case(JSON, "a truncated file", "the file may be truncated", raw(b'{"images": [{"id": 1}')),
+    Case(JSON, "bytes that are not UTF-8", "is not UTF-8 text", raw(b'{"images": "\xff"}')),
+    Case(JSON, "lists inside lists, a hundred thousand deep", "not a JSON that can be read", raw(b"[" * 100_000)),
+    Case(JSON, "a list at the top level", "a list at the top level", raw(b"[]")),
+    Case(JSON, "no list of annotations", "no list 'annotations' at the top level",
+         edit(lambda c: c.pop("annotations"))),
+    Case(JSON, "an image id twice", "image id 11 occurs twice", edit(lambda c: c["images"][1].update(id=11))),
+    Case(JSON, "an annotation id twice", "annotation id 101 occurs twice", entry(102, id=101)),
+    Case(JSON, "an image without height", "image 11 has no 'height'", edit(lambda c: c["images"][0].pop("height"))),
+    Case(JSON, "an image 0 pixels wide", "image 11: width is 0", edit(lambda c: c["images"][0].update(width=0))),
+    Case(JSON, "a file name that is a number", "image 11: file_name is 7",
+         edit(lambda c: c["images"][0].update(file_name=7))),
+    Case(JSON, "an annotation of an unknown image", "image_id 99 is not among the file's 6 images",
+         entry(101, image_id=99)),
+    Case(JSON, "an annotation of an unknown category", "unknown category_id 4", entry(101, category_id=4)),
+    Case(JSON, "an annotation without id", "annotation number 0 has no 'id'",
+         edit(lambda c: c["annotations"][0].pop("id"))),
+    Case(JSON, "a category id that is a text", "category id '2' is not an integer", category("boxes", id="2")),
+    Case(JSON, "a category name that is a number", "name is 5; expected a text", category("boxes", name=5)),
+    Case(JSON, "a box with NaN", "expected 4 finite numbers", entry(101, bbox=[1.0, float("nan"), 3.0, 4.0])),
+    Case(JSON, "a box with an integer of 400 digits", "expected 4 finite numbers", entry(101, bbox=[10**400, 1, 3, 4])),
+    Case(JSON, "a box of three numbers", "expected 4 finite numbers", entry(101, bbox=[1, 2, 3])),
+    Case(JSON, "a box of two corners", "has a negative size", entry(101, bbox=[30, 20, -10, -5])),
+    Case(JSON, "an object without a box", "annotation 109 has no 'bbox'",
+         edit(lambda c: c["annotations"][8].pop("bbox"))),
+    Case(JSON, "iscrowd of 2", "iscrowd is 2; expected 0 or 1", entry(101, iscrowd=2)),
+    Case(JSON, "an area that is a text", "area is 'large'", entry(101, area="large")),
+    Case(JSON, "two files that contradict each other", "but an earlier file", entry(101, "points", bbox=[0, 0, 5, 5])),
+    Case(JSON, "classes that the network does not know", "classes that the network does not know", nothing,
+         evaluate_unknown),
+    # Masks
+    Case(MASKS, "a polygon of two points", "has a polygon of 4 numbers", entry(102, segmentation=[[1, 2, 3, 4]])),
+    Case(MASKS, "a polygon of an odd number of numbers", "has a polygon of 7 numbers",
+         entry(102, segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
+    Case(MASKS, "a polygon with an infinite coordinate", "a coordinate that is not finite",
+         entry(102, segmentation=[[1, 2, 3, 4, 5, float("inf")]])),
+    Case(MASKS, "a polygon a million pixels away", "a polygon that reaches from",
+         entry(102, segmentation=[[1, 2, 1e6, 4, 5, 6]])),
+    Case(MASKS, "run lengths of another image size", "has a run-length mask of size [7, 7]",
+         entry(105, segmentation={"size": [7, 7], "counts": [49]})),
+    Case(MASKS, "run lengths that end before the image does", "run lengths of 100 pixels",
+         entry(105, segmentation={"size": [40, 80], "counts": [40, 60]})),
+    Case(MASKS, "compressed run lengths that are damaged", "has no run lengths in its mask",
+         entry(105, segmentation={"size": [40, 80], "counts": "ab\x7f"})),
+    Case(MASKS, "a mask that is declared and missing", "annotation 104 has no 'segmentation'", nothing,
+         specify(tasks=["detection", "mask"])),
+    # Keypoints
+    Case(POINTS, "an array of another length", "has 3 keypoint numbers", entry(101, "points", keypoints=[18, 8, 2])),
+    Case(POINTS, "an array with a text", "expected 9 finite numbers",
+         entry(101, "points", keypoints=["x", 8, 2, 10, 20, 2, 26, 20, 1])),
+    Case(POINTS, "an array with NaN", "expected 9 finite numbers",
+         entry(101, "points", keypoints=[float("nan"), 8, 2, 10, 20, 2, 26, 20, 1])),
+    Case(POINTS, "keypoints that are declared and missing", "has no 'keypoints', but the dataset declares",
+         lambda toy: [edit(lambda c: c["annotations"][0].pop("keypoints"), "points")(toy)],
+         specify(tasks=["detection", "keypoint"])),
+    Case(POINTS, "keypoint names that are a text", "expected a list of names", category(keypoints="head")),
+    Case(POINTS, "a skeleton of single numbers", "expected pairs of keypoint numbers", category(skeleton=[1, 2])),
+    Case(POINTS, "a skeleton that leaves the keypoints", "its skeleton names a keypoint outside 1..3",
+         category(skeleton=[[1, 9]]), error=ConfigError),
+    Case(POINTS, "no class declares keypoints", "no class declares keypoints", nothing,
+         specify(annotations="boxes.json"), ConfigError),
+    # Configurations
+    _config("a key that does not exist", "no key 'solver.max_itr'; did you mean 'solver.max_iter'?",
+            run=type_("solver.max_itr=5")),
+    _config("a choice that does not exist", "resnet50_fpn", run=type_("model=resnet50")),
+    _config("settings of a task that is not selected", "the task 'mask' is not selected",
+            run=type_("tasks=[detection]", "+tasks.mask.norm=BN")),
+    _config("no task", "no task is selected", run=type_("tasks=[]")),
+    _config("a value that was left open", "network has no value", run=lambda toy: compose("predict", ["input=x"])),
+    _config("a number out of range", "solver.lr=-1: expected a number above 0", run=type_("solver.lr=-1")),
+    _config("a word for a number", "solver.max_iter=many: expected a whole number", run=type_("solver.max_iter=many")),
+    _config("a folder of configurations that is not there", "nowhere",
+            run=type_("hydra.searchpath=[file:///nowhere]")),
+    _config("a YAML that names os.system", "the package 'os' is not trusted here",
+            run=type_("tasks.detection._target_=os.system")),
+    _config("a class of a package that nobody trusts", "--trust stranger",
+            run=type_("tasks.detection._target_=stranger.tasks.Task")),
+    _config("an unknown key of a data set", "imagess: unknown key (did you mean 'images'?)",
+            run=specify(imagess="x")),
+    _config("a class that the data set does not have", "'discs', which is no category", run=specify(classes=["discs"])),
+    _config("an image id that the data set does not have", "image_ids names 99", run=specify(image_ids=[99])),
+    _config("two data sets of one name", "two datasets are named 'toy'", run=twice),
+    # Checkpoints
+    _checkpoint("the file is missing", "no such checkpoint", nothing),
+    _checkpoint("a truncated file", "not a readable checkpoint", cut_checkpoint),
+    _checkpoint("a file of zero bytes", "not a readable checkpoint",
+                lambda toy: (toy.root / "model.pth").write_bytes(b"")),
+    _checkpoint("a pickle that runs a command when opened", "not a readable checkpoint",
+                lambda toy: saved(toy, model=Evil(toy.root / "was_run"))),
+    _checkpoint("a file of somebody else's", "model.pth",
+                lambda toy: torch.save({"w": torch.ones(2)}, toy.root / "model.pth")),
+]  # fmt: skip
+
+
+def page() -> str:
+    """docs/errors.md."""
+    lines = [
+        "# Errors",
+        "",
+        "What bad input gives: one error, whose text names the file, the image id, the annotation id or the "
+        "configuration key, says what was",
+        "expected and how to go on; tools print it in one line and end with status 2. Written by "
+        "`python tests/bad_input_cases.py` from the tests'",
+        "own table: every line is tested. All faults of a data set at once, with repairs: "
+        "`python tools/check_data.py`.",
+    ]
+    for area in dict.fromkeys(case.area for case in CASES):
+        lines += ["", f"## {area}", "", "| fault | what happens | the message holds |", "|---|---|---|"]
+        for case in (case for case in CASES if case.area == area):
+            outcome = f"`{case.error.__name__}`" if case.error else "left out, named and counted"
+            lines.append(f"| {case.fault} | {outcome} | `{case.said}` |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    ERRORS.write_text(page(), encoding="utf-8")
+    print(f"wrote {ERRORS}: {len(CASES)} faults")

@@ -1,0 +1,169 @@
+"""Ways to spoil the toy data set, and what a user does then: the verbs of `bad_input_cases`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from toy import Toy
+from whole_load import load_everything
+
+from mtl_rcnn.config import compose
+from mtl_rcnn.data.catalog import build_datasets
+from mtl_rcnn.data.dataset_spec import DatasetSpec
+from mtl_rcnn.data.loader import build_eval_loader, build_train_loader
+from mtl_rcnn.data.mapper import Mapper
+from mtl_rcnn.data.planner import BatchPlanner
+from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.checkpoint import KEYS
+
+# Ways to plant
+
+
+def edit(change: Callable[[dict], Any], file: str = "boxes") -> Callable[[Toy], None]:
+    """Changes the content of a JSON file."""
+
+    def spoil(toy: Toy) -> None:
+        path = getattr(toy, file)
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def entry(number: int, file: str = "boxes", **fields: Any) -> Callable[[Toy], None]:
+    """Changes fields of an annotation."""
+    return edit(lambda c: next(a for a in c["annotations"] if a["id"] == number).update(fields), file)
+
+
+def category(file: str = "points", **fields: Any) -> Callable[[Toy], None]:
+    """Changes fields of a file's first category."""
+    return edit(lambda c: c["categories"][0].update(fields), file)
+
+
+def raw(data: bytes, file: str = "boxes") -> Callable[[Toy], None]:
+    """Overwrites a JSON file."""
+    return lambda toy: getattr(toy, file).write_bytes(data)
+
+
+def image(change: Callable[[Path], Any]) -> Callable[[Toy], None]:
+    """Changes image file 12.png."""
+    return lambda toy: change(toy.images / "12.png")
+
+
+def nothing(toy: Toy) -> None:
+    """The fault is in what the user types."""
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def turned(path: Path) -> None:
+    """Gives an image, 48 x 64 upright, an EXIF orientation that turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+
+
+def _other_name(path: Path) -> None:
+    """Names the file as a system with another encoding than UTF-8 would."""
+    os.rename(os.fsencode(path), os.fsencode(path.parent) + b"/bild_\xe4.png")
+
+
+def non_utf8(toy: Toy) -> None:
+    _other_name(toy.images / "12.png")
+    edit(lambda c: c["images"][1].update(file_name="bild_ä.png"))(toy)
+    edit(lambda c: c["images"][1].update(file_name="bild_ä.png"), "points")(toy)
+
+
+# What the user does
+
+
+def type_(*overrides: str) -> Callable[[Toy], None]:
+    """Composes a training configuration, as every tool does first."""
+    return lambda toy: compose("train", ["data.root=unused", *overrides])
+
+
+def specify(**spec: Any) -> Callable[[Toy], None]:
+    """Loads everything with other keys in the data set's entry."""
+    return lambda toy: load_everything(toy, **spec)
+
+
+def _records(toy: Toy) -> list[Any]:
+    (dataset,), _ = build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))], {}, on_error="skip")
+    return dataset.records
+
+
+def skip_in_evaluation(toy: Toy) -> None:
+    """Reads all images with data.on_error=skip; raises what was excluded, as a text."""
+    loader = build_eval_loader(_records(toy), Mapper({}, [], on_error="skip", training=False))
+    samples = [sample for batch in loader for sample in batch]
+    assert len(samples) + len(loader.excluded) == 6
+    raise Excluded(" ".join(exclusion.reason for exclusion in loader.excluded.values()))
+
+
+def skip_missing(toy: Toy) -> None:
+    """Reads a data set with data.on_error=skip; raises its report, as a text."""
+    (dataset,), _ = build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))], {}, on_error="skip")
+    raise Excluded(str(dataset.report))
+
+
+def train_on_nothing(toy: Toy) -> None:
+    """Trains on images none of which can be read, with data.on_error=skip."""
+    records = _records(toy)
+    planner = BatchPlanner([(record["height"], record["width"]) for record in records], 2, 2, seed=0)
+    next(iter(build_train_loader(records, Mapper({}, [], on_error="skip"), planner)))
+
+
+def evaluate_unknown(toy: Toy) -> None:
+    """Maps a data set to a network that knows other classes."""
+    spec = DatasetSpec.from_config(toy.node(), str(toy.root))
+    _, space = build_datasets([DatasetSpec.from_config(toy.node(classes=["square"]), str(toy.root))], {})
+    build_datasets([spec], {}, space)
+
+
+def twice(toy: Toy) -> None:
+    """Configures two data sets of one name."""
+    build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))] * 2, {})
+
+
+def load_checkpoint(toy: Toy) -> None:
+    """Opens a checkpoint."""
+    checkpoints.load(toy.root / "model.pth")
+
+
+class Excluded(Exception):
+    """Carries a count out of a case that ends without an error."""
+
+
+class Evil:
+    """A pickle that makes a folder when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def saved(toy: Toy, **parts: Any) -> Path:
+    path = toy.root / "model.pth"
+    torch.save({**dict.fromkeys(KEYS), "format": 1, "model": {}, **parts}, path)
+    return path
+
+
+def cut_checkpoint(toy: Toy) -> None:
+    path = saved(toy, model={"w": torch.ones(1000)})
+    path.write_bytes(path.read_bytes()[:2000])
