@@ -263,15 +263,15 @@ def batches(samples: list[Sample], size: int) -> list[list[Sample]]:
 
 
 def measure(what: str, steps: Mapping[str, Step], batches: list[list[Sample]], turns: int) -> list[dict[str, Any]]:
-    """Runs the networks in turn; the first turn of each warms up and does not count."""
+    """Runs the networks in turn; the first two turns warm up (TorchScript optimises then) and do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     found: dict[str, int] = {}
-    for turn in range(turns + 1):
+    for turn in range(-2, turns):
         batch = batches[turn % len(batches)]
         for name, step in steps.items():
             begin = time.perf_counter()
             result = step(batch)
-            if turn:
+            if turn >= 0:
                 seconds[name].append(time.perf_counter() - begin)
                 found[name] = found.get(name, 0) + _detections(result)
     reference = statistics.median(seconds["mtl_rcnn"])

@@ -16,16 +16,15 @@ from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.data.catalog import Dataset
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record, Sample, Target
-from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.engine.data import build_mapper
 from mtl_rcnn.engine.distributed import Ranks, distributed
 from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
+from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.train import build_balancer, distribute
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
-from mtl_rcnn.engine.weights import load_weights
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
@@ -134,9 +133,7 @@ def _model(cfg: DictConfig, label_space: LabelSpace, ranks: Ranks) -> MultiTaskR
     layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
     model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
     if cfg.checkpoint.weights:
-        path = Path(cfg.checkpoint.weights)
-        weights = checkpoints.trained_weights(checkpoints.load(path))
-        load_weights(model, weights, str(path), list(cfg.checkpoint.reinit))
+        load_initial_weights(cfg, model, label_space)
     return model
 
 
