@@ -61,5 +61,7 @@ def pool_levels(
     pooled = torch.zeros([rois.shape[0], features[0].shape[1], side, side], dtype=features[0].dtype, device=rois.device)
     for index, feature in enumerate(features):
         rows = torch.nonzero(level == index).squeeze(1)
-        pooled.index_put_((rows,), roi_align(feature, rois[rows], [side, side], scales[index], ratio, aligned))
+        pooled.index_put_(
+            (rows,), roi_align(feature, rois[rows].to(feature.dtype), [side, side], scales[index], ratio, aligned)
+        )
     return pooled
