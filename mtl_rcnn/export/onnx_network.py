@@ -58,8 +58,9 @@ class FixedNetwork(nn.Module):
         boxes, scores, classes, shown = _to_image(boxes, scores, classes, network_sizes, sizes)
         outputs = [(scores > NOTHING).sum(dim=1), shown, scores.clamp(min=0), classes]
         self.names = list(COMMON)
-        for task, pooler in zip(regions.tasks, regions.poolers):
-            grids = task.grids(task(pool(pooler, features, boxes)), classes.reshape(-1))
+        pooled = [pool(pooler, features, boxes) for pooler in regions.poolers]
+        for index, task in enumerate(regions.tasks):
+            grids = task.grids(task(pooled[regions.pooler_of[index]]), classes.reshape(-1))
             self.names += list(grids)
             outputs += [grid.reshape(*classes.shape, *grid.shape[1:]) for grid in grids.values()]
         return tuple(outputs)

@@ -111,13 +111,19 @@ class RegionNetwork(nn.Module):
         of so many images, in image order."""
         boxes = [rows["boxes"][rows["image_index"] == index] for index in range(images)]
         described: dict[str, Tensor] = {}
-        pooled: list[Tensor] = []  # once for all tasks that pool alike
-        for pooler in self.poolers:
-            pooled.append(pooler(features, boxes))
+        pooled = self.pool(features, boxes)
         for index, task in enumerate(self.tasks):
             raw = task(pooled[self.pooler_of[index]])
             described.update(task.decode(raw, rows["boxes"], rows["classes"], rows["image_index"]))
         return described
+
+    @torch.jit.export
+    def pool(self, features: Features, boxes: list[Tensor]) -> list[Tensor]:
+        """The boxes' features (R, C, S, S), once for all tasks that pool alike: task i's are number `pooler_of[i]`."""
+        pooled: list[Tensor] = []
+        for pooler in self.poolers:
+            pooled.append(pooler(features, boxes))
+        return pooled
 
     @torch.jit.export
     def to_image(

@@ -88,10 +88,11 @@ def _merged_regions(regions: RegionNetwork, seen: Sequence[_Seen], image_size: T
     boxes = torch.cat([_moved(rows["boxes"], view, frame) for rows, view in zip(found, seen)])
     scores, classes = (torch.cat([rows[name] for rows in found]) for name in ("scores", "classes"))
     rows = regions.detector.merge_views(boxes, scores, classes, frame.size)
-    for task, pooler in zip(regions.tasks, regions.poolers):
+    pooled = [regions.pool(view.features, [_moved(rows["boxes"], frame, view)]) for view in seen]
+    for index, task in enumerate(regions.tasks):
         raws = []
-        for view in seen:
-            raw = task(pooler(view.features, [_moved(rows["boxes"], frame, view)]))
+        for view, regions_of in zip(seen, pooled):
+            raw = task(regions_of[regions.pooler_of[index]])
             raws.append(task.unflip(raw) if view.mirrored else raw)
         raw = task.average(raws) if len(raws) > 1 else raws[0]
         rows |= task.decode(raw, rows["boxes"], rows["classes"], rows["image_index"])
