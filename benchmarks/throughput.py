@@ -74,14 +74,14 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         networks, samples = build(cfg, arguments.run, Path(folder))
+    if "inference" in arguments.what:  # first: training changes the weights of each in its own way
+        for size in arguments.batch:
+            steps = inference_steps(networks)
+            rows += measure(f"inference, batch {size}", steps, batches(samples, size), arguments.turns)
     if "training" in arguments.what:
         for precision in arguments.precision:
             steps = training_steps(networks, precision)
             rows += measure(f"training, {precision}", steps, batches(samples, cfg.solver.batch_size), arguments.turns)
-    if "inference" in arguments.what:
-        for size in arguments.batch:
-            steps = inference_steps(networks)
-            rows += measure(f"inference, batch {size}", steps, batches(samples, size), arguments.turns)
     print(table(rows))
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2), encoding="utf-8")
@@ -106,6 +106,8 @@ def build(cfg: DictConfig, run: Path | None, scratch: Path) -> tuple[dict[str, n
     samples: list[Sample] = []
     while len(samples) < 16:
         samples += next(loader)
+    for sample in samples:  # torchvision is given network-sized images, so that all paste masks into these
+        sample["height"], sample["width"] = sample["image"].shape[-2:]
     return {"mtl_rcnn": model, "Detectron2": stock, "torchvision": peer}, samples
 
 
@@ -259,6 +261,8 @@ def as_torchvision(batch: list[Sample]) -> tuple[list[Tensor], list[dict[str, Te
 
 def batches(samples: list[Sample], size: int) -> list[list[Sample]]:
     """The samples in batches of one size."""
+    if size > len(samples):
+        raise SystemExit(f"a batch of {size} images: there are {len(samples)} samples")
     return [samples[start : start + size] for start in range(0, len(samples) - size + 1, size)]
 
 

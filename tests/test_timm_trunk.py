@@ -134,6 +134,18 @@ def test_weights_of_timm_are_taken_with_their_pixels(
             load_initial_weights(cfg, network, LABEL_SPACE)
 
 
+def test_batch_norms_of_another_epsilon_are_taken_as_they_are(tmp_path: Path) -> None:
+    """TensorFlow's networks add 1e-3 to variances, here and in timm alike."""
+    name = "tf_mobilenetv3_small_minimal_100"
+    whole = timm.create_model(name)
+    torch.save(whole.state_dict(), tmp_path / "tf.pth")
+    cfg = timm_config("timm_fpn", name, {}, f"checkpoint.weights={tmp_path / 'tf.pth'}")
+    network = build_model(cfg, LABEL_SPACE)
+    load_initial_weights(cfg, network, LABEL_SPACE)
+    found = network.backbone.bottom_up.body.state_dict()
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in found.items())
+
+
 def test_what_cannot_be_built_or_had_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"no such model; did you mean .*convnext_tiny"):
         timm_model("timm_fpn", "convnet_tiny", {})

@@ -93,8 +93,9 @@ def format_report(reports: Sequence[ModuleReport]) -> str:
     return tabulate(rows, headers=("module", *columns))
 
 
-def check_label_space(stored: Mapping[str, Any], run: LabelSpace, source: str) -> None:
-    """Compares a checkpoint's `label_space` with the run's: same classes, same order, same fields of each category.
+def check_label_space(stored: Mapping[str, Any], run: LabelSpace, source: str, fields: bool = True) -> None:
+    """Compares a checkpoint's `label_space` with the run's: same classes, same order and, if `fields`, same fields of
+    each category.
 
     Raises:
         CheckpointError: lists what differs.
@@ -106,7 +107,7 @@ def check_label_space(stored: Mapping[str, Any], run: LabelSpace, source: str) -
             f"{_class_difference(theirs.classes, run.classes)}. "
             "Map names with data.aliases, or train new class layers with checkpoint.weights and checkpoint.reinit"
         )
-    for ours, other in zip(run.categories, theirs.categories):
+    for ours, other in zip(run.categories, theirs.categories) if fields else ():
         shared = (set(ours) & set(other)) - {"id", "supercategory"}
         differing = sorted(key for key in shared if ours[key] != other[key])
         if differing:

@@ -27,6 +27,8 @@ from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.pretrained.class_layers import match_classes
 from mtl_rcnn.engine.pretrained.convert import import_weights
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
+from mtl_rcnn.engine.pretrained.names import rename
+from mtl_rcnn.engine.pretrained.norms import fit_norms
 from mtl_rcnn.engine.pretrained.safe_pickle import load_pickle
 from mtl_rcnn.engine.pretrained.weight_file import read_weight_file
 from mtl_rcnn.engine.restore import restore
@@ -98,8 +100,10 @@ def test_names_without_beginnings_are_completed(tmp_path: Path, caplog: pytest.L
     arrays["stem.fc.weight"] = np.zeros((10, 8), np.float32)
     path = tmp_path / "r18.pkl"
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "torchvision", "matching_heuristics": True}, 2))
+    with pytest.raises(ConfigError, match=r"model\.input_format=RGB"):
+        imported(config(TASKS, path, *LIKE_DETECTRON2))
     with caplog.at_level("INFO", "mtl_rcnn"):
-        ours = imported(config(TASKS, path, *LIKE_DETECTRON2))
+        ours = imported(config(TASKS, path, *TORCHVISION))
     for name, value in theirs.backbone.bottom_up.state_dict().items():
         assert torch.equal(ours.backbone.bottom_up.state_dict()[name], value), name
     assert "not used: stem.fc.weight" in caplog.text
@@ -411,3 +415,106 @@ def test_imported_weights_can_be_evaluated_untrained(toy: Toy, tmp_path: Path) -
     cfg.checkpoint.weights = None
     with pytest.raises(ConfigError, match=r"checkpoint\.weights: name the file"):
         import_weights(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+
+
+class Pointers:
+    """A dtype that claims to hold objects: NumPy would take the array's bytes for their addresses."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("V8",), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 1)
+
+
+class Flagged:
+    """A plain dtype whose state sets the flag of objects."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("f4", False, True), (3, "<", None, None, None, -1, -1, 1)
+
+
+class Strings:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, ("O",)
+
+
+@pytest.mark.parametrize("dtype", [Pointers(), Flagged(), Strings()])
+def test_a_dtype_that_numpy_would_trust_is_refused(tmp_path: Path, dtype: Any) -> None:
+    class Array:
+        def __reduce__(self) -> tuple[Any, ...]:
+            rebuild, arguments, _ = np.zeros(1).__reduce__()
+            return rebuild, arguments, (1, (1,), dtype, False, b"A" * 8)
+
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"weight": Array()}))
+    with pytest.raises(CheckpointError, match=r"refused.*dtype"):
+        load_pickle(path)
+
+
+def test_epsilon_zero_keeps_channels_without_variance_finite() -> None:
+    """As in torchvision's official detectors, whose batch norms add nothing to the variance."""
+    theirs = torchvision.ops.FrozenBatchNorm2d(3, eps=0.0)
+    theirs.load_state_dict(
+        {
+            "weight": torch.tensor([1e-20, 0.5, 2.0]),
+            "bias": torch.tensor([0.1, 0.2, 0.3]),
+            "running_mean": torch.tensor([0.0, 1.0, -1.0]),
+            "running_var": torch.tensor([1e-40, 1e-5, 4.0]),
+        }
+    )
+    ours = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    ours.load_state_dict(fit_norms({f"0.{name}": value for name, value in theirs.state_dict().items()}, ours, 0.0))
+    image = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    image[:, 0] = 0  # a dead channel: its input is its mean
+    found, expected = ours(image), theirs(image)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"), [("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 0.0), ("r50_fpn_coco-mine.pth", 1e-5)]
+)
+def test_official_coco_files_have_epsilon_zero(tmp_path: Path, name: str, eps: float) -> None:
+    torch.save(torchvision_network(mask_rcnn.MaskRCNN, num_classes=3).state_dict(), tmp_path / name)
+    widths = [*TORCHVISION, *WIDE, "tasks.mask.conv_dims=[256,256,256,256,256]"]
+    model = tiny_model(("detection", "mask"), *widths)
+    assert rename(read_weight_file(str(tmp_path / name)), model).eps == eps
+
+
+def test_names_of_classes_are_checked_whatever_else_starts_anew(toy: Toy, tmp_path: Path) -> None:
+    write_zoo_pickle(tmp_path / "model.pkl", detectron2_rcnn(3, 3), 2)
+    data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
+    overrides = [*LIKE_DETECTRON2[:2], f"data.train=[{data}]", f"output_dir={tmp_path / 'run'}"]
+    path = import_weights(config(TASKS, tmp_path / "model.pkl", *overrides), Ranks(0, 1, 0, torch.device("cpu")))
+    space = restore(path).label_space
+    turned = LabelSpace((space.categories[1], space.categories[0], space.categories[2]))
+    cfg = config(TASKS, path, *LIKE_DETECTRON2[:2], "checkpoint.reinit=[roi_heads.tasks.keypoint.*]")
+    with pytest.raises(CheckpointError, match="another order"):
+        imported(cfg, turned)
+    imported(cfg, space)
+    cfg.model.pixel_mean = [1.0, 2.0, 3.0]
+    with pytest.raises(ConfigError, match=r"model\.pixel_mean=\[103\.53,116\.28,123\.675\]"):
+        imported(cfg, space)
+    cfg.checkpoint.check_pixels = False
+    imported(cfg, space)
+
+
+def test_statistics_are_not_invented(tmp_path: Path) -> None:
+    state = {name: value for name, value in stock(seed=1).state_dict().items() if "running_" not in name}
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"missing in the file: .*running_mean"):
+        imported(config(TASKS, tmp_path / "model.pth", *LIKE_DETECTRON2))
+
+
+def test_a_network_with_further_layers_is_another_network(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict() | {"layer1.0.se.fc1.weight": torch.zeros(2, 2)}
+    torch.save(state, tmp_path / "seresnet18.pth")
+    with pytest.raises(CheckpointError, match=r"no place for \(layer1\.0\.se\.fc1\.weight"):
+        imported(config(("detection",), tmp_path / "seresnet18.pth", *TORCHVISION))
+
+
+def test_the_zoos_own_files_expect_their_pixels(tmp_path: Path) -> None:
+    write_zoo_pickle(tmp_path / "model.pkl", stock(seed=1), 2)
+    with pytest.raises(ConfigError, match=r"model\.pixel_std=\[1,1,1\]"):
+        imported(config(TASKS, tmp_path / "model.pkl", *TORCHVISION, LIKE_DETECTRON2[-1]))
+    state = stock(seed=1).state_dict() | {"pixel_mean": torch.full((3, 1, 1), 127.5), "pixel_std": torch.ones(3, 1, 1)}
+    torch.save({"model": state}, tmp_path / "grey.pth")
+    imported(config(TASKS, tmp_path / "grey.pth", *LIKE_DETECTRON2, "model.pixel_mean=[127.5,127.5,127.5]"))

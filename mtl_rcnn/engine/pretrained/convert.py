@@ -44,6 +44,7 @@ def import_weights(cfg: DictConfig, ranks: Ranks) -> Path:
     }
     path = Path(cfg.output_dir) / "imported.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save(path, state)
+    if ranks.is_main:
+        checkpoints.save(path, state)
     _log.info("wrote %s: evaluate, export and predict take it as run=%s", path, path)
     return path

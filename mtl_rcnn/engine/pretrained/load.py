@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.engine.pretrained.class_layers import choose_rows, count_classes, match_classes
 from mtl_rcnn.engine.pretrained.names import Renamed, rename
 from mtl_rcnn.engine.pretrained.norms import fit_norms
-from mtl_rcnn.engine.pretrained.weight_file import read_weight_file
+from mtl_rcnn.engine.pretrained.weight_file import STRIDE, WeightFile, read_weight_file
 from mtl_rcnn.engine.weights import ADVICE, check_label_space, format_report, load_weights
 from mtl_rcnn.errors import CheckpointError, ConfigError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _BOTTOM_UP = "backbone.bottom_up"
 _PYRAMID = "backbone (pyramid)"
 _SHOWN = 6
+_WITH_BOTTLENECKS = (50, 101)
 
 
 def load_initial_weights(cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> None:
@@ -83,23 +85,22 @@ class _Adapted:
 def _adapt(source: str, cfg: DictConfig, model: MultiTaskRCNN, label_space: LabelSpace) -> _Adapted:
     file = read_weight_file(str(source))
     renamed = rename(file, model)
-    if file.own is not None:
-        if not cfg.checkpoint.reinit:
-            check_label_space(file.own["label_space"], label_space, file.source)
-        return _Adapted(file.source, renamed.kind, True, renamed.tensors)
     _check_expectations(cfg, renamed, file.source)
-    eps = renamed.eps if cfg.checkpoint.source_eps is None else float(cfg.checkpoint.source_eps)
-    tensors = fit_norms(renamed.tensors, model, eps)
-    unused = [f"not used: {_some(renamed.unused)}"] if renamed.unused else []
     layers = _class_layers(model)
+    if file.own is not None:
+        _check_classes(file, model, label_space, layers, list(cfg.checkpoint.reinit))
+        return _Adapted(file.source, renamed.kind, True, renamed.tensors)
+    eps = renamed.eps if cfg.checkpoint.source_eps is None else float(cfg.checkpoint.source_eps)
+    tensors = fit_norms(renamed.tensors, model, eps, renamed.folded_norms)
+    unused = [f"not used: {_some(renamed.unused)}"] if renamed.unused else []
     count = count_classes(tensors, layers)
     if count is None:
         return _Adapted(file.source, renamed.kind, False, tensors, (*renamed.notes, *unused))
     match = match_classes(count, label_space.classes)
     if match.rows is not None:
         tensors = choose_rows(tensors, layers, match.rows, renamed.background_first)
-    fresh = ", ".join(f"{start}*" for start in layers)
-    advice = f"{match.told[0].upper()}{match.told[1:]}. To train new class layers: checkpoint.reinit=[{fresh}]"
+    fresh = ",".join(f"{start}*" for start in layers)
+    advice = f"{ADVICE}. {match.told[0].upper()}{match.told[1:]}; for new class layers: 'checkpoint.reinit=[{fresh}]'"
     return _Adapted(file.source, renamed.kind, False, tensors, (*renamed.notes, match.told, *unused), advice)
 
 
@@ -107,14 +108,29 @@ def _class_layers(model: MultiTaskRCNN) -> dict[str, ClassRows]:
     return {start.format(name=task.name): rows for task in model.tasks() for start, rows in task.class_rows.items()}
 
 
+def _check_classes(
+    file: WeightFile, model: MultiTaskRCNN, label_space: LabelSpace, layers: Mapping[str, ClassRows], reinit: list[str]
+) -> None:
+    """Our own files know their classes: they must be the run's, unless every class layer starts anew. What else a
+    category says (a skeleton) must agree too, unless the user has named layers that start anew."""
+    kept = [name for name in model.state_dict() if name.startswith(tuple(layers)) and name in file.tensors]
+    if all(any(fnmatchcase(name, pattern) for pattern in reinit) for name in kept):
+        return
+    check_label_space(file.own["label_space"], label_space, file.source, fields=not reinit)
+
+
 def _check_expectations(cfg: DictConfig, renamed: Renamed, source: str) -> None:
     """The network's input and strides must be those that the weights were trained with."""
     wrong = {key: value for key, value in renamed.expects.items() if not _equal(OmegaConf.select(cfg, key), value)}
-    if wrong:
+    if OmegaConf.select(cfg, "model.backbone.depth") not in _WITH_BOTTLENECKS:
+        wrong.pop(STRIDE, None)
+    if wrong and not cfg.checkpoint.check_pixels:
+        _log.warning("%s: trained with other %s", source, ", ".join(wrong))
+    elif wrong:
         overrides = " ".join(f"{key}={_override(value)}" for key, value in wrong.items())
         raise ConfigError(
-            f"checkpoint.weights={source}: weights of {renamed.kind} were trained with other {', '.join(wrong)}; add "
-            f"{overrides}"
+            f"{source}: weights of {renamed.kind} were trained with other {', '.join(wrong)} "
+            f"(checkpoint.check_pixels=false takes them all the same); add {overrides}"
         )
 
 

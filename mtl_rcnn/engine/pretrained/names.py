@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
-from mtl_rcnn.engine.pretrained.weight_file import Expectations, WeightFile, pixels
+from mtl_rcnn.engine.pretrained.weight_file import STRIDE, Expectations, WeightFile, pixels
 from mtl_rcnn.errors import CheckpointError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.modeling.timm_trunk import TimmFeatures
 
-STRIDE = "model.backbone.stride_in_1x1"
 TORCHVISION = {**pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), STRIDE: False}
 """ImageNet's statistics in torchvision's manner."""
 CAFFE2 = {**pixels("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)), STRIDE: True}
@@ -32,7 +31,8 @@ class Renamed:
         unused: names in the file that mean nothing to this network's trunk and tasks.
         background_first: see `class_layers.choose_rows`.
         expects: what the file is known to expect of the configuration.
-        eps: of the file's batch norms.
+        eps: of the file's batch norms; None: the network's own.
+        folded_norms: batch norms are scale and shift alone, their statistics did nothing.
         notes: conventions of the source that differ from this project's.
     """
 
@@ -41,7 +41,8 @@ class Renamed:
     unused: tuple[str, ...]
     background_first: bool = False
     expects: Expectations = field(default_factory=dict)
-    eps: float = 1e-5
+    eps: float | None = 1e-5
+    folded_norms: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -53,7 +54,7 @@ def rename(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     """
     names = set(file.tensors)
     if file.own is not None or _starts(names, "roi_heads.detector.", "image_tasks."):
-        return Renamed("mtl_rcnn", file.tensors, ())
+        return Renamed("mtl_rcnn", file.tensors, (), expects=file.expects, eps=None)
     if file.partial_names or _starts(names, "backbone.bottom_up.", "proposal_generator."):
         return _detectron2(file, model)
     if _starts(names, "backbone.body.", "rpn.head."):
@@ -80,7 +81,14 @@ def _detectron2(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     renamed = {ours: tensors[name] for name, ours in found.items() if ours}
     kind = "Caffe2 (Detectron)" if file.caffe2 else "Detectron2"
     unused = tuple(name for name, ours in found.items() if not ours and name not in ("pixel_mean", "pixel_std"))
-    return Renamed(kind, renamed, unused, expects=CAFFE2 if file.caffe2 else _stored_pixels(tensors))
+    expects = CAFFE2 if file.caffe2 else _stored_pixels(tensors) or _BY_AUTHOR.get(file.author, {})
+    told = () if expects else ("the file does not tell its pixels' mean, deviation and order: see model.pixel_mean",)
+    folded = file.caffe2 and not any("_gn_" in name for name in file.tensors)
+    return Renamed(kind, renamed, unused, expects=expects, folded_norms=folded, notes=told)
+
+
+_BY_AUTHOR = {"torchvision": TORCHVISION, "Detectron2 Model Zoo": CAFFE2}
+"""What the files of Detectron2's zoo expect: those it converted, and those it trained from MSRA's ResNets."""
 
 
 def _torchvision_detector(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
@@ -88,7 +96,8 @@ def _torchvision_detector(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     for task in model.tasks():
         rules += [(theirs, ours.replace("{name}", task.name)) for theirs, ours in task.torchvision_names.items()]
     renamed, unused = _by_rules(file.tensors, rules)
-    official = "fpn_coco-" in file.source
+    official = re.fullmatch(r"\w+_resnet50_fpn_coco-[0-9a-f]{8}\.pth", file.file_name) is not None
+    _refuse_halves(file.source, unused)
     return Renamed(
         "torchvision detection",
         renamed,
@@ -108,6 +117,7 @@ def _torchvision_detector(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
 
 def _resnet(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     renamed, unused = _by_rules(file.tensors, _RESNET)
+    _refuse_halves(file.source, unused)
     return Renamed("torchvision or timm ResNet", renamed, unused, expects=TORCHVISION | file.expects)
 
 
@@ -118,7 +128,7 @@ def _timm(file: WeightFile, model: MultiTaskRCNN) -> Renamed:
     told = (
         () if file.expects else ("the file does not tell its pixels' mean and deviation: compare with model.pixel_*",)
     )
-    return Renamed("timm", renamed, unused, expects=file.expects, notes=told)
+    return Renamed("timm", renamed, unused, expects=file.expects, eps=None, notes=told)
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -158,7 +168,9 @@ def _from_caffe2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     level = log.level
     log.setLevel(logging.WARNING)  # it tells of every layer; the report does that
     try:
-        return convert_c2_detectron_names(dict(tensors))[0]
+        named = convert_c2_detectron_names(dict(tensors))[0]
+        # A fixed enlargement, which the head here does by interpolation.
+        return {name: value for name, value in named.items() if ".keypoint_head.score." not in name}
     finally:
         log.setLevel(level)
 
@@ -204,11 +216,29 @@ def _complete(tensors: Mapping[str, Tensor], wanted: list[str | None]) -> dict[s
 
 
 def _stored_pixels(tensors: Mapping[str, Tensor]) -> Expectations:
-    """Detectron2's older checkpoints hold mean and deviation; of ImageNet's channels, blue has the smallest mean."""
+    """Detectron2's older checkpoints hold mean and deviation. The order of the channels is told by ImageNet's mean, of
+    which blue is the smallest; other means do not tell it."""
     if not {"pixel_mean", "pixel_std"} <= set(tensors):
         return {}
     mean, std = (tuple(tensors[name].flatten().tolist()) for name in ("pixel_mean", "pixel_std"))
-    return pixels("BGR" if mean[0] < mean[-1] else "RGB", mean, std)
+    known = pixels("BGR" if mean[0] < mean[-1] else "RGB", mean, std)
+    if len(mean) == 3 and max(abs(a - b) for a, b in zip(sorted(mean), CAFFE2["model.pixel_mean"])) < 1:
+        return known
+    return {key: value for key, value in known.items() if key != "model.input_format"}
+
+
+def _refuse_halves(source: str, unused: Sequence[str]) -> None:
+    """A network with further layers between those that are known is another network.
+
+    Raises:
+        CheckpointError: names such a layer.
+    """
+    other = [name for name in unused if re.match(r"layer\d|conv1|bn1|backbone\.|rpn\.head\.|roi_heads\.box_", name)]
+    if other:
+        raise CheckpointError(
+            f"{source}: has layers that this network has no place for ({', '.join(other[:3])}, {len(other)} tensors); "
+            "torchvision's *_fpn_v2 detectors and ResNets with attention or blur are not supported"
+        )
 
 
 def _starts(names: set[str], *beginnings: str) -> bool:

@@ -10,23 +10,36 @@ from torch import Tensor, nn
 _COUNTER = "num_batches_tracked"
 
 
-def fit_norms(tensors: Mapping[str, Tensor], model: nn.Module, eps: float) -> dict[str, Tensor]:
-    """The tensors with complete statistics for the network's batch norms, so that each computes what the source's did.
+def fit_norms(
+    tensors: Mapping[str, Tensor], model: nn.Module, eps: float | None, folded: bool = False
+) -> dict[str, Tensor]:
+    """The tensors such that each batch norm of the network computes what the source's did.
 
     Args:
-        tensors: by the network's names. Norms without statistics (Caffe2 folds them into scale and shift) get mean 0
-            and the variance that makes them do nothing.
-        eps: that the source added to the variances; the difference to the network's own goes into the variance.
+        tensors: by the network's names.
+        eps: that the source added to the variances, None if what the network adds. The difference goes into the scale,
+            which keeps channels without variance finite: w / sqrt(v + eps) = w' / sqrt(v + eps').
+        folded: norms without statistics, which the source had folded into scale and shift (Caffe2), get mean 0 and
+            the variance that makes them do nothing.
     """
     fitted = dict(tensors)
     for path, module in model.named_modules():
-        if f"{path}.weight" in tensors and hasattr(module, "running_var"):
-            scale = tensors[f"{path}.weight"]
-            variance = fitted.get(f"{path}.running_var", torch.ones_like(scale) - eps)
-            fitted[f"{path}.running_var"] = variance + (eps - module.eps) if eps != module.eps else variance
+        if f"{path}.weight" not in tensors or not hasattr(module, "running_var"):
+            continue
+        scale = tensors[f"{path}.weight"]
+        if folded:
             fitted.setdefault(f"{path}.running_mean", torch.zeros_like(scale))
-            if hasattr(module, _COUNTER):
-                fitted.setdefault(f"{path}.{_COUNTER}", torch.tensor(0))
-            else:
-                fitted.pop(f"{path}.{_COUNTER}", None)
+            fitted.setdefault(f"{path}.running_var", torch.ones_like(scale) - module.eps)
+        elif eps is not None and eps != module.eps and f"{path}.running_var" in tensors:
+            fitted[f"{path}.weight"] = _rescaled(scale, tensors[f"{path}.running_var"], eps, module.eps)
+        if hasattr(module, _COUNTER):
+            fitted.setdefault(f"{path}.{_COUNTER}", torch.tensor(0))
+        else:
+            fitted.pop(f"{path}.{_COUNTER}", None)
     return fitted
+
+
+def _rescaled(scale: Tensor, variance: Tensor, theirs: float, ours: float) -> Tensor:
+    wide = variance.double()
+    factor = torch.where(wide + theirs > 0, ((wide + ours) / (wide + theirs)).sqrt(), torch.ones_like(wide))
+    return (scale.double() * factor).to(scale.dtype)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtl_rcnn.errors import CheckpointError
+
+_DEPTH = 20
 
 
 def load_pickle(path: Path) -> Any:
@@ -24,7 +26,7 @@ def load_pickle(path: Path) -> Any:
     """
     with open(path, "rb") as file:
         try:
-            return _ArraysOnly(file, encoding="latin1").load()
+            return _unwrapped(_ArraysOnly(file, encoding="latin1").load())
         except _ForeignCode as error:
             raise CheckpointError(
                 f"{path}: refused. It asks for {error}, and whatever a pickle asks for is run. Weights need NumPy "
@@ -42,6 +44,60 @@ class _ForeignCode(Exception):
     """A pickle names a function or class that is not needed to rebuild arrays."""
 
 
+# NumPy's own reconstruction trusts what a pickle says of dtypes and flags: a crafted one makes it follow the file's
+# bytes as pointers. So the unpickler builds none of its objects; these stand for them and check every word.
+
+
+@dataclass
+class _Dtype:
+    """A dtype of numbers, to which BUILD may tell the byte order and nothing else."""
+
+    value: np.dtype
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, *rest = state
+        if order not in ("<", ">", "=", "|") or list(rest[:6]) != [None, None, None, -1, -1, 0]:
+            raise _ForeignCode(f"the dtype state {str(state)[:60]}")
+        self.value = self.value.newbyteorder(order)
+
+
+@dataclass
+class _Array:
+    """An array that BUILD fills."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.value = _from_bytes(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    value = np.dtype(str(code))
+    if value.kind not in "biufc" or value.fields is not None or value.subdtype is not None:
+        raise _ForeignCode(f"the dtype {code!r}, which is no number")
+    return _Dtype(value)
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, raw: bytes | str) -> Any:
+    return _from_bytes(raw, dtype, (1,), "C")[0]
+
+
+def _from_buffer(raw: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> _Array:
+    if order == "K" and axes is not None:
+        return _Array(_from_bytes(raw, dtype, shape, "C").transpose(axes))
+    return _Array(_from_bytes(raw, dtype, shape, order))
+
+
+def _from_bytes(raw: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarray:
+    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+    return np.frombuffer(raw, dtype.value).reshape(shape, order=order)
+
+
 def _latin1(text: str, encoding: str) -> bytes:
     """What `_codecs.encode` does for the bytes of arrays in protocol 2."""
     if encoding != "latin1":
@@ -49,24 +105,17 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
-    """By (module, name): the few callables of which NumPy's arrays, scalars and dtypes are put together."""
-    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-    from_buffer = np.zeros(1).__reduce_ex__(5)[0]
-    found: dict[tuple[str, str], Callable[..., Any]] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-    for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-        found[f"{core}.multiarray", "_reconstruct"] = rebuild
-        found[f"{core}.multiarray", "scalar"] = scalar
-        found[f"{core}.numeric", "_frombuffer"] = from_buffer
-    return found
-
-
-_BUILDERS = _array_builders()
+_CORES = ("numpy.core", "numpy._core")  # before and since NumPy 2
+_BUILDERS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): "an argument of _reconstruct, and no more than that",
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _latin1,
+    **{(f"{core}.multiarray", "_reconstruct"): _reconstruct for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _CORES},
+}
+"""By (module, name): all that a pickle of arrays needs. Functions, not our classes: a pickle can set attributes."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -74,3 +123,18 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in _BUILDERS:
             raise _ForeignCode(f"{module}.{name}")
         return _BUILDERS[module, name]
+
+
+def _unwrapped(content: Any, depth: int = 0) -> Any:
+    """The content with real arrays in the places of their stand-ins."""
+    if depth > _DEPTH:
+        raise ValueError(f"containers inside one another more than {_DEPTH} deep")
+    if isinstance(content, _Array):
+        if content.value is None:
+            raise ValueError("an array without content")
+        return content.value
+    if isinstance(content, dict):
+        return {key: _unwrapped(value, depth + 1) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_unwrapped(value, depth + 1) for value in content)
+    return content

@@ -30,6 +30,9 @@ Expectations = Mapping[str, Any]
 """{key of the configuration: the value the weights were trained with}"""
 
 
+STRIDE = "model.backbone.stride_in_1x1"
+
+
 def pixels(input_format: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Expectations:
     """What a network expects of its input: the channels' order, and what is subtracted from them and divides them (of
     0..255)."""
@@ -43,6 +46,8 @@ class WeightFile:
     Attributes:
         source: what the user named, for messages.
         tensors: by their names in the file.
+        file_name: of the file that was read, "" if there was none.
+        author: as Detectron2's model zoo names it, "" elsewhere.
         caffe2: the names are those of Caffe2's Detectron.
         partial_names: the names lack their beginning (`stem.conv1.weight`), as Detectron2's converted backbones do.
         expects: what the source is known to expect of the configuration.
@@ -51,6 +56,8 @@ class WeightFile:
 
     source: str
     tensors: Mapping[str, Tensor]
+    file_name: str = ""
+    author: str = ""
     caffe2: bool = False
     partial_names: bool = False
     expects: Expectations = field(default_factory=dict)
@@ -73,9 +80,9 @@ def read_weight_file(source: str) -> WeightFile:
         return _from_timm(source)
     path = _local_path(source)
     if path.suffix == ".pkl":
-        return _from_pickle(source, load_pickle(path))
+        return _from_pickle(source, path.name, load_pickle(path))
     if path.suffix == ".safetensors":
-        return WeightFile(source, _read_safetensors(path))
+        return WeightFile(source, _read_safetensors(path), path.name)
     return _from_torch(source, path)
 
 
@@ -89,9 +96,12 @@ def _local_path(source: str) -> Path:
             raise CheckpointError(f"checkpoint.weights={source}: {kind}")
         return path
     try:
-        return Path(PathManager.get_local_path(source))
+        path = Path(PathManager.get_local_path(source))
     except Exception as error:  # of whatever library serves the scheme
         raise CheckpointError(f"checkpoint.weights={source}: cannot fetch it ({error})") from error
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint.weights={source}: nothing here knows how to fetch it")
+    return path
 
 
 def _torchvision_url(source: str) -> str:
@@ -113,15 +123,19 @@ def _from_timm(source: str) -> WeightFile:
     return WeightFile(source, model.state_dict(), expects=pixels("RGB", mean, std))
 
 
-def _from_pickle(source: str, content: Any) -> WeightFile:
+def _from_pickle(source: str, file_name: str, content: Any) -> WeightFile:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source}: holds a {type(content).__name__}, expected arrays by name")
     if "model" in content and "__author__" in content:
-        caffe2 = content["__author__"] == "Caffe2"
-        partial = bool(content.get("matching_heuristics", False))
-        return WeightFile(source, _tensors(source, content["model"]), caffe2, caffe2 or partial)
-    arrays = {name: value for name, value in content.get("blobs", content).items() if not name.endswith("_momentum")}
-    return WeightFile(source, _tensors(source, arrays), caffe2=True, partial_names=True)
+        author = str(content["__author__"])
+        partial = author == "Caffe2" or bool(content.get("matching_heuristics", False))
+        tensors = _tensors(source, content["model"])
+        return WeightFile(source, tensors, file_name, author, author == "Caffe2", partial)
+    if isinstance(content.get("model"), Mapping):
+        return WeightFile(source, _tensors(source, content["model"]), file_name)
+    blobs = content.get("blobs", content)
+    arrays = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
+    return WeightFile(source, _tensors(source, arrays), file_name, caffe2=True, partial_names=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -138,14 +152,22 @@ def _from_torch(source: str, path: Path) -> WeightFile:
         raise CheckpointError(_why_unreadable(source, path, error)) from error
     if isinstance(content, Mapping) and "format" in content and "model" in content:
         own = checkpoints.load(path)
-        return WeightFile(source, checkpoints.trained_weights(own), own=own)
+        return WeightFile(source, checkpoints.trained_weights(own), path.name, expects=_of_run(own["config"]), own=own)
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source}: holds a {type(content).__name__}, expected a state dict (tensors by name)")
-    return WeightFile(source, _without_wrapper(_tensors(source, content)))
+    return WeightFile(source, _without_wrapper(_tensors(source, content)), path.name)
+
+
+def _of_run(config: Mapping[str, Any]) -> Expectations:
+    """What a run of this project was trained with."""
+    model = config["model"]
+    known = pixels(model["input_format"], tuple(model["pixel_mean"]), tuple(model["pixel_std"]))
+    stride = model["backbone"].get("stride_in_1x1")
+    return known if stride is None else {**known, STRIDE: stride}
 
 
 def _why_unreadable(source: str, path: Path, error: Exception) -> str:
