@@ -105,6 +105,7 @@ def _packages() -> Iterator[Finding]:
     yield Finding(DISTRIBUTION, f"{_own_metadata('Version')} in {Path(__file__).parent}")
     if importlib.util.find_spec("packaging") is None:
         yield Finding("packaging", "missing", "pip install packaging")
+        yield from (finding for name in _CORE if (finding := _import_failure(name)))
         return
     from packaging.requirements import Requirement
 

@@ -17,11 +17,11 @@ from mtl_rcnn.doctor import Finding, as_text
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_doctor(*path: Path, options: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Exit status and table of a doctor who finds packages in `path` first."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in (*path, ROOT)), "OMP_NUM_THREADS": "1"}
+def run_doctor(*path: Path, options: tuple[str, ...] = (), root: Path = ROOT) -> tuple[int, str]:
+    """Exit status and table of a doctor who finds packages in `path` first, and this project's in `root`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in (*path, root)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *options, "-m", "mtl_rcnn.doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=120, check=False)
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stdout
 
@@ -53,12 +53,21 @@ def test_this_environment_is_in_order() -> None:
     assert "<3" in fine["numpy"], "the range of the project's own metadata"
 
 
-def test_nothing_installed_is_told_not_crashed_on() -> None:
-    status, text = run_doctor(options=("-S",))
+@pytest.mark.parametrize("metadata", [False, True])
+def test_nothing_installed_is_told_not_crashed_on(metadata: bool, tmp_path: Path) -> None:
+    """Without the project's metadata, and with those that an editable installation leaves in a clone."""
+    (tmp_path / "mtl_rcnn").symlink_to(ROOT / "mtl_rcnn")
+    if metadata:
+        (tmp_path / "mtl_rcnn.egg-info").mkdir()
+        (tmp_path / "mtl_rcnn.egg-info" / "PKG-INFO").write_text(
+            "Metadata-Version: 2.1\nName: mtl-rcnn\nVersion: 0.1.0\n"
+        )
+    status, text = run_doctor(options=("-S",), root=tmp_path)
     wrong = lines_of(text, "FIX")
     assert status == 1
     assert wrong["torch"] == wrong["torchvision"] == wrong["detectron2"] == "missing"
-    assert f"pip install -e {ROOT}" in text
+    assert ("packaging" in wrong) == metadata
+    assert ("pip install -e" in text) == (not metadata)
     assert "pip install" in text.split("detectron2", 1)[1]
 
 

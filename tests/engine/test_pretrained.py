@@ -313,6 +313,16 @@ def test_another_class_count_is_an_error_that_names_the_way_out(tmp_path: Path) 
     imported(cfg, one)
 
 
+def test_classes_of_torchvision_are_never_one_place_off(tmp_path: Path) -> None:
+    """Its box and mask layers have rows for the background, so that one class less than the run's gives equal shapes."""
+    torch.save(torchvision_network(mask_rcnn.MaskRCNN, num_classes=2).state_dict(), tmp_path / "one.pth")
+    widths = [*TORCHVISION, *WIDE, "tasks.mask.conv_dims=[256,256,256,256,256]"]
+    cfg = config(("detection", "mask"), tmp_path / "one.pth", *widths)
+    cfg.checkpoint.reinit = ["roi_heads.detector.box_predictor.cls_score.*"]
+    with pytest.raises(CheckpointError, match=r"missing in the file: .*bbox_pred"):
+        imported(cfg)
+
+
 def test_a_trunk_that_is_not_fully_matched_is_an_error(tmp_path: Path) -> None:
     state: Mapping[str, Tensor] = stock(seed=1).state_dict()
     path = tmp_path / "model.pth"

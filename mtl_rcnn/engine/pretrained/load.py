@@ -99,6 +99,8 @@ def _adapt(source: str, cfg: DictConfig, model: MultiTaskRCNN, label_space: Labe
     match = match_classes(count, label_space.classes)
     if match.rows is not None:
         tensors = choose_rows(tensors, layers, match.rows, renamed.background_first)
+    elif renamed.background_first:  # shapes could fit by chance, with every class one place off
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(tuple(layers))}
     fresh = ",".join(f"{start}*" for start in layers)
     advice = f"{ADVICE}. {match.told[0].upper()}{match.told[1:]}; for new class layers: 'checkpoint.reinit=[{fresh}]'"
     return _Adapted(file.source, renamed.kind, False, tensors, (*renamed.notes, match.told, *unused), advice)
