@@ -314,7 +314,7 @@ def test_another_class_count_is_an_error_that_names_the_way_out(tmp_path: Path) 
 
 
 def test_classes_of_torchvision_are_never_one_place_off(tmp_path: Path) -> None:
-    """Its box and mask layers have rows for the background, so that one class less than the run's gives equal shapes."""
+    """Its box and mask layers have rows for the background: with a class less than the run has, their shapes fit."""
     torch.save(torchvision_network(mask_rcnn.MaskRCNN, num_classes=2).state_dict(), tmp_path / "one.pth")
     widths = [*TORCHVISION, *WIDE, "tasks.mask.conv_dims=[256,256,256,256,256]"]
     cfg = config(("detection", "mask"), tmp_path / "one.pth", *widths)
