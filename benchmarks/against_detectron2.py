@@ -74,21 +74,27 @@ def stock_config(
     experiment: DictConfig, classes: tuple[str, ...], schemas: list[Schema], out: Path, seed: int
 ) -> CfgNode:
     """Detectron2's configuration of the experiment."""
-    solver, model, tasks = experiment.solver, experiment.model, experiment.tasks
-    augment = experiment.data.train_augment
-    rpn, box, mask, keypoint = tasks.detection.rpn, tasks.detection, tasks.mask, tasks.keypoint
-    keypoints = schemas[-1].channels.stop
-    steps = [int(step * solver.max_iter) if step < 1 else int(step) for step in solver.steps]
-    cfg = get_cfg()
     settings: dict[str, Any] = {
         "OUTPUT_DIR": str(out),
         "SEED": seed,
         "MODEL.DEVICE": "cpu",
         "MODEL.WEIGHTS": "",
+        "VERSION": 2,
+        **_trunk(experiment),
+        **_heads(experiment, len(classes), schemas[-1].channels.stop),
+        **_data_and_solver(experiment),
+    }
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    return cfg
+
+
+def _trunk(experiment: DictConfig) -> dict[str, Any]:
+    """Pixels, backbone, pyramid and proposals."""
+    model, rpn = experiment.model, experiment.tasks.detection.rpn
+    return {
         "MODEL.PIXEL_MEAN": list(model.pixel_mean),
         "MODEL.PIXEL_STD": list(model.pixel_std),
-        "MODEL.MASK_ON": True,
-        "MODEL.KEYPOINT_ON": True,
         "MODEL.BACKBONE.NAME": "resnet_fpn_of_width",
         "MODEL.BACKBONE.FREEZE_AT": model.backbone.freeze_at,
         "MODEL.RESNETS.NORM": model.backbone.norm,
@@ -107,9 +113,19 @@ def stock_config(
         "MODEL.RPN.POST_NMS_TOPK_TEST": rpn.post_nms_topk[1],
         "MODEL.RPN.NMS_THRESH": rpn.nms_thresh,
         "MODEL.RPN.SMOOTH_L1_BETA": rpn.smooth_l1_beta,
+    }
+
+
+def _heads(experiment: DictConfig, classes: int, keypoints: int) -> dict[str, Any]:
+    """Regions and the box, mask and keypoint heads."""
+    model, tasks = experiment.model, experiment.tasks
+    box, mask, keypoint = tasks.detection, tasks.mask, tasks.keypoint
+    return {
+        "MODEL.MASK_ON": True,
+        "MODEL.KEYPOINT_ON": True,
         "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
         "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-        "MODEL.ROI_HEADS.NUM_CLASSES": len(classes),
+        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": model.regions.batch_size_per_image,
         "MODEL.ROI_HEADS.POSITIVE_FRACTION": model.regions.positive_fraction,
         "MODEL.ROI_HEADS.IOU_THRESHOLDS": [model.regions.iou_threshold],
@@ -137,6 +153,16 @@ def stock_config(
         "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": keypoint.normalize_by == "visible",
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": keypoint.pooler_resolution,
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": keypoint.pooler_sampling_ratio,
+        "TEST.DETECTIONS_PER_IMAGE": box.detections_per_image,
+        "TEST.KEYPOINT_OKS_SIGMAS": [0.05] * keypoints,
+    }
+
+
+def _data_and_solver(experiment: DictConfig) -> dict[str, Any]:
+    """Data sets, augmentation and schedule."""
+    model, solver, augment = experiment.model, experiment.solver, experiment.data.train_augment
+    steps = [int(step * solver.max_iter) if step < 1 else int(step) for step in solver.steps]
+    return {
         "DATASETS.TRAIN": ("stock_train",),
         "DATASETS.TEST": ("stock_val",),
         "DATALOADER.NUM_WORKERS": experiment.data.workers,
@@ -164,12 +190,7 @@ def stock_config(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": float(solver.clip_gradients or 1.0),
         "SOLVER.CHECKPOINT_PERIOD": solver.max_iter,
         "TEST.EVAL_PERIOD": 0,
-        "TEST.DETECTIONS_PER_IMAGE": box.detections_per_image,
-        "TEST.KEYPOINT_OKS_SIGMAS": [0.05] * keypoints,
-        "VERSION": 2,
     }
-    cfg.merge_from_list([item for pair in settings.items() for item in pair])
-    return cfg
 
 
 def register_data(experiment: DictConfig, classes: tuple[str, ...], schemas: list[Schema], out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -28,8 +29,9 @@ def test_a_fault_gives_its_named_error(case: Case, toy: Toy) -> None:
 
 def test_good_input_gives_none(toy: Toy) -> None:
     need_tasks(*ALL)
-    load_everything(toy)
-    compose("train", ["data.root=unused", *NETWORK])
+    images = json.loads(toy.boxes.read_text())["images"]
+    assert sorted(sample["image_id"] for sample in load_everything(toy)) == sorted(image["id"] for image in images)
+    assert compose("train", ["data.root=unused", *NETWORK]).data.root == "unused"
 
 
 def test_the_corpus_is_large_and_each_fault_stands_once() -> None:
