@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtl_rcnn.data.coco import CocoData, read_coco
+from mtl_rcnn.data.coco import CocoData
 from mtl_rcnn.data.dataset_spec import DatasetSpec, suggest
-from mtl_rcnn.data.label_space import Category, LabelSpace, class_name, merge_categories
-from mtl_rcnn.data.records import ClassMap, Report, make_records, some
+from mtl_rcnn.data.label_space import Category, LabelSpace, class_name, merge_categories, merge_vocabularies
+from mtl_rcnn.data.reader import read_dataset
+from mtl_rcnn.data.records import ClassMap, EntryMaps, Report, make_records, some
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import ConfigError, DataError
 
@@ -62,15 +63,18 @@ def build_datasets(
     _check_specs(specs)
     read = []
     for index, spec in enumerate(specs):
-        data = read_coco(spec.annotations) if contents is None else contents[index]
+        data = read_dataset(spec) if contents is None else contents[index]
         read.append((spec, data, _chosen_categories(spec, data, aliases)))
     if label_space is None:
-        label_space = merge_categories({spec.name: categories for spec, _, categories in read}, aliases)
+        classes = merge_categories({spec.name: categories for spec, _, categories in read}, aliases)
+        vocabularies = merge_vocabularies({spec.name: data.vocabularies for spec, data, _ in read})
+        label_space = LabelSpace(classes.categories, vocabularies)
     datasets = []
     for spec, data, categories in read:
         report = Report(notes=[*data.notes])
         classes = _class_map(spec, data, categories, aliases, label_space, report)
-        records = make_records(spec, data, classes, min_instances, on_error, report)
+        entries = _entry_maps(spec, data, label_space)
+        records = make_records(spec, data, classes, entries, min_instances, on_error, report)
         datasets.append(Dataset(spec.name, records, categories, report, spec.repeat))
         logger.info("%s: %s", spec.name, report)
         for note in report.notes:
@@ -126,6 +130,21 @@ def _class_map(
         if number not in own or category["name"] == space.classes[number]:
             own[number] = category["id"]
     return ClassMap(class_index, dict(sorted(own.items())))
+
+
+def _entry_maps(spec: DatasetSpec, data: CocoData, space: LabelSpace) -> EntryMaps:
+    """For each of the dataset's vocabularies, from its own ids to the network's indices, by name."""
+    maps: dict[str, dict[int | str, int]] = {}
+    for vocabulary, entries in data.vocabularies.items():
+        index = {entry["name"]: position for position, entry in enumerate(space.vocabularies.get(vocabulary, ()))}
+        unknown = [entry["name"] for entry in entries if entry["name"] not in index]
+        if unknown and index:
+            raise DataError(
+                f"dataset {spec.name!r}: {vocabulary} {some(map(repr, unknown))} are unknown to the network, which has "
+                f"{some(index)}; evaluate on data labelled with the same words"
+            )
+        maps[vocabulary] = {entry["id"]: index[entry["name"]] for entry in entries if entry["name"] in index}
+    return maps
 
 
 def _check_unknown(spec: DatasetSpec, data: CocoData, unknown: Mapping[int, str], space: LabelSpace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtl_rcnn.data.coco_file import Annotation, CocoFile, ImageId, are_numbers, read_file
 from mtl_rcnn.data.faults import Fault, Repair, Sink, refuse
-from mtl_rcnn.data.label_space import LOCAL_FIELDS, Category
+from mtl_rcnn.data.label_space import LOCAL_FIELDS, Category, Vocabularies, merge_vocabularies
 from mtl_rcnn.errors import DataError
 
 _BOX_TOLERANCE = 0.1
@@ -34,6 +34,7 @@ class CocoData:
         categories: sorted by id.
         notes: what the user should know of the merge, one line each.
         extra: what else the first file holds, such as licences.
+        vocabularies: name -> entries, see `label_space.Vocabularies`.
     """
 
     files: tuple[Path, ...]
@@ -42,6 +43,7 @@ class CocoData:
     categories: tuple[Category, ...]
     notes: tuple[str, ...]
     extra: dict[str, Any] = field(default_factory=dict)
+    vocabularies: Vocabularies = field(default_factory=dict)
 
 
 def read_coco(paths: Sequence[str | Path], report: Sink = refuse) -> CocoData:
@@ -67,7 +69,8 @@ def read_coco(paths: Sequence[str | Path], report: Sink = refuse) -> CocoData:
     for annotation in merge.annotations.values():
         annotations[annotation["image_id"]].append(annotation)
     categories = tuple(merge.categories[key] for key in sorted(merge.categories))
-    return CocoData(files, merge.images, annotations, categories, merge.notes(), merge.extra)
+    vocabularies = merge_vocabularies(merge.vocabularies, same_ids=True)
+    return CocoData(files, merge.images, annotations, categories, merge.notes(), merge.extra, vocabularies)
 
 
 # Several files
@@ -83,6 +86,7 @@ class _Merge:
     differing: Counter[str] = field(default_factory=Counter)
     partial: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    vocabularies: dict[str, Vocabularies] = field(default_factory=dict)
     dropped_images: set[ImageId] = field(default_factory=set)
     dropped_annotations: set[ImageId] = field(default_factory=set)
 
@@ -101,6 +105,7 @@ class _Merge:
             for number, entry in other.items():
                 self._unite(own.setdefault(number, entry), entry, f"{kind} {number}", must_agree, file.path)
         self.extra = self.extra or file.extra
+        self.vocabularies[str(file.path)] = file.vocabularies
         self.dropped_images |= file.dropped_images
         self.dropped_annotations |= file.dropped_annotations
         self.paths.append(file.path)

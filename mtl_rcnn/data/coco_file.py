@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_rcnn.data.faults import DROPPED_ANNOTATION, DROPPED_IMAGE, Fault, Repair, Sink, refuse
+from mtl_rcnn.data.label_space import Vocabularies
 
 Annotation = dict[str, Any]
 ImageId = int | str
@@ -21,6 +22,7 @@ _WITHOUT_AREA = Repair("remove the area", without=("area",))
 _NUMBERS = {int, float}
 _HUGE = 2.0**62
 SECTIONS = ("images", "annotations", "categories")
+VOCABULARIES = "vocabularies"
 
 
 @dataclass
@@ -30,6 +32,7 @@ class CocoFile:
     Attributes:
         images, annotations, categories: id -> entry.
         extra: what else stands at the top level, such as licences.
+        vocabularies: name -> entries with an `id` each.
         dropped_images, dropped_annotations: ids of entries that were left out for a fault.
     """
 
@@ -38,6 +41,7 @@ class CocoFile:
     annotations: dict[ImageId, Annotation] = field(default_factory=dict)
     categories: dict[int, dict[str, Any]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    vocabularies: Vocabularies = field(default_factory=dict)
     dropped_images: set[ImageId] = field(default_factory=set)
     dropped_annotations: set[ImageId] = field(default_factory=set)
 
@@ -48,7 +52,8 @@ def read_file(path: Path, report: Sink = refuse) -> CocoFile:
     content = _parse(path, report)
     if content is None:
         return file
-    file.extra = {key: value for key, value in content.items() if key not in SECTIONS}
+    file.extra = {key: value for key, value in content.items() if key not in (*SECTIONS, VOCABULARIES)}
+    file.vocabularies = parse_vocabularies(content.get(VOCABULARIES, {}), str(path), report)
     file.images = _by_id(path, content["images"], "image", ("file_name", "height", "width"), report)
     file.categories = _by_id(path, content["categories"], "category", ("name",), report)
     file.annotations = _by_id(path, content["annotations"], "annotation", ("image_id", "category_id"), report)
@@ -64,6 +69,46 @@ def read_file(path: Path, report: Sink = refuse) -> CocoFile:
     for number in [n for n, entry in file.annotations.items() if entry["image_id"] in file.dropped_images]:
         del file.annotations[number]
     return file
+
+
+def parse_vocabularies(given: Any, where: str, report: Sink = refuse) -> Vocabularies:
+    """Vocabularies as a file or a configuration writes them: name -> list of entries, or of names; an entry without
+    `id` has its position as id.
+
+    Args:
+        where: file or key, for messages.
+        report: what to do with a fault; where it returns, the vocabulary is left out.
+    """
+    if not isinstance(given, Mapping):
+        report(_vocabulary_fault(where, f"is a {type(given).__name__}", "an object of lists, name -> entries"))
+        return {}
+    return {name: read for name, entries in given.items() if (read := _entries(name, entries, where, report))}
+
+
+def _entries(vocabulary: str, given: Any, where: str, report: Sink) -> tuple[dict[str, Any], ...]:
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        report(_vocabulary_fault(f"{where}: {vocabulary}", f"is {given!r}", "a list of entries or names"))
+        return ()
+    entries: list[dict[str, Any]] = []
+    for position, entry in enumerate(given):
+        read = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(read, Mapping) or not isinstance(read.get("name"), str) or not read["name"]:
+            text = "a name, or an object with a 'name'"
+            report(_vocabulary_fault(f"{where}: {vocabulary}[{position}]", f"is {entry!r}", text))
+            return ()
+        entries.append({"id": position, **read})
+    for key in ("id", "name"):
+        values = [entry[key] for entry in entries]
+        twice = [value for position, value in enumerate(values) if value in values[:position]]
+        if twice:
+            text = f"has the {key} {twice[0]!r} twice"
+            report(_vocabulary_fault(f"{where}: {vocabulary}", text, "entries that differ"))
+            return ()
+    return tuple(entries)
+
+
+def _vocabulary_fault(where: str, found: str, expected: str) -> Fault:
+    return Fault("vocabulary", f"{where}: the vocabulary {found}; expected {expected}", where.split(": ")[0])
 
 
 def box_doubts(image: Mapping[str, Any], annotation: Annotation, where: str) -> Iterator[Fault]:

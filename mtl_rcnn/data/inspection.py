@@ -115,6 +115,7 @@ def write_coco(path: Path, data: CocoData) -> None:
         "images": list(data.images.values()),
         "annotations": [entry for entries in data.annotations.values() for entry in entries],
         "categories": list(data.categories),
+        "vocabularies": {name: list(entries) for name, entries in data.vocabularies.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import ConfigError, DataError
 
 Category = Mapping[str, Any]
 """One entry of a COCO JSON's `categories`: `id`, `name`, and whatever else tasks read."""
+
+Vocabularies = Mapping[str, Sequence[Mapping[str, Any]]]
+"""What else labels speak of, by name: lists of entries with a `name` each (`sem_seg_classes`, `attributes`, ...), in a
+COCO JSON under `vocabularies`. `id`, where there is one, is what a dataset's files write for the entry."""
 
 LOCAL_FIELDS = ("id", "supercategory", "color")
 """Bookkeeping of one file: two datasets may fill these differently without contradiction, the first one's are kept."""
@@ -23,12 +27,14 @@ class LabelSpace:
     Attributes:
         categories: one COCO category per class, index = class id of the network; raw fields of the JSON (`name`, and
             whatever else tasks read, such as a skeleton) are kept as plain JSON values, but for the datasets' own ids.
+        vocabularies: what labels other than classes speak of, likewise; see `Vocabularies`.
 
     Raises:
         DataError: two categories have the same name.
     """
 
     categories: tuple[Category, ...]
+    vocabularies: Vocabularies = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
@@ -44,14 +50,39 @@ class LabelSpace:
         """Class index by class name."""
         return {name: index for index, name in enumerate(self.classes)}
 
+    def vocabulary(self, name: str, task: str) -> tuple[Mapping[str, Any], ...]:
+        """Entries of a vocabulary, index = position.
+
+        Args:
+            task: that needs it, for the message.
+
+        Raises:
+            ConfigError: no dataset has it.
+        """
+        if not self.vocabularies.get(name):
+            known = ", ".join(self.vocabularies) or "none"
+            raise ConfigError(
+                f"the task '{task}' needs the vocabulary '{name}', which no training set has (found: {known}); list it "
+                f"in a COCO JSON under 'vocabularies', or in the dataset's entry: vocabularies: {{{name}: [...]}}"
+            )
+        return tuple(self.vocabularies[name])
+
     def state(self) -> dict[str, Any]:
         """Plain JSON values, for checkpoints and manifests."""
-        return {"categories": [copy.deepcopy(dict(category)) for category in self.categories]}
+        return {
+            "categories": [copy.deepcopy(dict(category)) for category in self.categories],
+            "vocabularies": {
+                name: [copy.deepcopy(dict(entry)) for entry in entries] for name, entries in self.vocabularies.items()
+            },
+        }
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> LabelSpace:
         """Inverse of `state`."""
-        return LabelSpace(tuple(dict(category) for category in state["categories"]))
+        vocabularies = {  # checkpoints of version 0.1 have none
+            name: tuple(dict(entry) for entry in entries) for name, entries in state.get("vocabularies", {}).items()
+        }
+        return LabelSpace(tuple(dict(category) for category in state["categories"]), vocabularies)
 
 
 def class_name(category: Category, aliases: Mapping[str, str]) -> str:
@@ -75,24 +106,52 @@ def merge_categories(per_dataset: Mapping[str, Sequence[Category]], aliases: Map
     for dataset, categories in per_dataset.items():
         for category in sorted(categories, key=lambda entry: entry.get("id", 0)):
             name = class_name(category, aliases)
-            _unite(merged.setdefault(name, {"name": name}), category, name, dataset, origin)
+            _unite(merged.setdefault(name, {"name": name}), category, f"class {name!r}", dataset, origin)
     return LabelSpace(tuple(merged.values()))
 
 
+def merge_vocabularies(
+    per_dataset: Mapping[str, Vocabularies], same_ids: bool = False
+) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """Unites the datasets' vocabularies by their entries' names, in order of first appearance.
+
+    Args:
+        per_dataset: dataset (or file) -> its vocabularies.
+        same_ids: whether they are of one dataset, so that `id` is a field like others; ids are left out otherwise.
+
+    Raises:
+        DataError: two datasets give one entry contradicting fields.
+    """
+    merged: dict[str, dict[str, dict[str, Any]]] = {}
+    origin: dict[tuple[str, str], str] = {}
+    for dataset, vocabularies in per_dataset.items():
+        for vocabulary, entries in vocabularies.items():
+            for entry in entries:
+                name = entry["name"]
+                into = merged.setdefault(vocabulary, {}).setdefault(name, {"name": name})
+                _unite(into, entry, f"{vocabulary} {name!r}", dataset, origin)
+                if same_ids and into.setdefault("id", entry["id"]) != entry["id"]:
+                    raise DataError(
+                        f"{dataset}: {vocabulary} {name!r} has the id {entry['id']!r}, in another file of the same "
+                        f"dataset {into['id']!r}; make them equal"
+                    )
+    return {vocabulary: tuple(entries.values()) for vocabulary, entries in merged.items()}
+
+
 def _unite(
-    into: dict[str, Any], category: Category, name: str, dataset: str, origin: dict[tuple[str, str], str]
+    into: dict[str, Any], entry: Mapping[str, Any], named: str, dataset: str, origin: dict[tuple[str, str], str]
 ) -> None:
-    """Adds a category's fields to a class. `origin` remembers which dataset gave each (class, field)."""
-    for field, value in category.items():
-        if field in ("id", "name"):
+    """Adds an entry's fields to what it is united with. `origin` remembers which dataset gave each (named, field)."""
+    for key, value in entry.items():
+        if key in ("id", "name"):
             continue
-        if field not in into:
-            into[field] = value
-            origin[name, field] = dataset
-        elif into[field] != value and field not in LOCAL_FIELDS:
+        if key not in into:
+            into[key] = value
+            origin[named, key] = dataset
+        elif into[key] != value and key not in LOCAL_FIELDS:
             raise DataError(
-                f"class {name!r}: datasets {origin[name, field]!r} and {dataset!r} contradict each other in the "
-                f"category's field {field!r} ({_short(into[field])} / {_short(value)}); make them equal in the JSON, "
+                f"{named}: datasets {origin[named, key]!r} and {dataset!r} contradict each other in the "
+                f"category's field {key!r} ({_short(into[key])} / {_short(value)}); make them equal in the JSON, "
                 "or give one of the classes another name with data.aliases"
             )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtl_rcnn.data.coco import CocoData
-from mtl_rcnn.data.dataset_spec import DatasetSpec
+from mtl_rcnn.data.dataset_spec import DatasetSpec, is_file_field
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import ConfigError, DataError
 
@@ -54,8 +54,18 @@ class ClassMap:
     category_ids: Mapping[int, int]
 
 
+EntryMaps = Mapping[str, Mapping[int | str, int]]
+"""Vocabulary -> the dataset's own id of each of its entries -> the network's index of it."""
+
+
 def make_records(
-    spec: DatasetSpec, data: CocoData, classes: ClassMap, min_instances: int, on_error: str, report: Report
+    spec: DatasetSpec,
+    data: CocoData,
+    classes: ClassMap,
+    entries: EntryMaps,
+    min_instances: int,
+    on_error: str,
+    report: Report,
 ) -> list[Record]:
     """The records of a dataset; fills in `report`.
 
@@ -63,6 +73,7 @@ def make_records(
         spec: which images to choose and what they label.
         data: the content of the files.
         classes: from the files' categories to class indices; annotations of other categories are left out.
+        entries: of the dataset's vocabularies.
         min_instances: images with fewer instances (crowds not counted) are removed.
         on_error: "raise" or "skip", for image files that are missing.
 
@@ -74,7 +85,7 @@ def make_records(
     if not os.path.isdir(spec.images):
         raise DataError(f"dataset {spec.name!r}: no image folder {spec.images}; correct its 'images' or data.root")
     chosen = _choose(spec, data, report)
-    records = [_record(spec, image, data.annotations[image["id"]], classes) for image in chosen]
+    records = [_record(spec, image, data.annotations[image["id"]], classes, entries) for image in chosen]
     records = _remove_poor(records, min_instances, report)
     records = _remove_missing(spec, records, on_error, report)
     _count(report, "beyond limit", len(records) - len(records[: spec.limit]))
@@ -109,12 +120,22 @@ def _choose(spec: DatasetSpec, data: CocoData, report: Report) -> list[dict[str,
 
 
 def _record(
-    spec: DatasetSpec, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], classes: ClassMap
+    spec: DatasetSpec,
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    classes: ClassMap,
+    entries: EntryMaps,
 ) -> Record:
     index = classes.class_index
+    kept = {key: value for key, value in image.items() if key not in _BOOKKEEPING}
+    files = {
+        key: os.path.normpath(os.path.join(spec.images, value))
+        for key, value in kept.items()
+        if is_file_field(key) and isinstance(value, str)
+    }
     return {
-        **{key: value for key, value in image.items() if key not in _BOOKKEEPING},
-        "file_name": os.path.normpath(os.path.join(spec.images, image["file_name"])),
+        **kept,
+        **files,
         "image_id": image["id"],
         "dataset": spec.name,
         "annotations": [
@@ -125,6 +146,7 @@ def _record(
         "tasks": spec.tasks,
         "classes": tuple(classes.category_ids),
         "category_ids": tuple(classes.category_ids.values()),
+        "vocabularies": entries,
     }
 
 

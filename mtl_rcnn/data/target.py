@@ -28,6 +28,9 @@ Record = Mapping[str, Any]
     tasks: tuple of the task names the dataset declares to label, or None ("auto": whatever its annotations carry)
     classes: tuple of the class indices that the dataset labels (others may be visible but are not annotated)
     category_ids: tuple, for each of `classes` the dataset's own category id (results files speak of these)
+    vocabularies: dict name -> {the dataset's id of an entry: the network's index of it}; what is not in it, the dataset
+        does not label
+    whatever else the image's entry holds; fields whose name ends in file_name are paths
 """
 
 Sample = dict[str, Any]

@@ -85,6 +85,7 @@ def build_model(cfg: DictConfig, label_space: LabelSpace) -> MultiTaskRCNN:
     detector = [task for task in tasks if isinstance(task, DetectorTask)]
     roi_heads = None
     if detector:
+        _check_classes(detector[0], label_space)
         roi_heads = MultiTaskROIHeads(
             detector[0],
             [task for task in tasks if isinstance(task, RoiTask)],
@@ -116,6 +117,14 @@ def _slot(name: str, cls: type[Task]) -> int:
     raise ConfigError(
         f"tasks.{name}._target_: {cls.__name__} fills no slot; derive it from DetectorTask, RoiTask or ImageTask"
     )
+
+
+def _check_classes(detector: DetectorTask, label_space: LabelSpace) -> None:
+    if not label_space.classes:
+        raise ConfigError(
+            f"the task '{detector.name}' finds objects of classes, but no training set has any categories; add a "
+            "dataset that has, or select tasks on whole images alone"
+        )
 
 
 def _check_outputs(tasks: Sequence[Task]) -> None:

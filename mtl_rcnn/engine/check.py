@@ -14,12 +14,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mtl_rcnn.data.catalog import Dataset, build_datasets
-from mtl_rcnn.data.coco import CocoData, read_coco
+from mtl_rcnn.data.coco import CocoData
 from mtl_rcnn.data.coverage import LabelRow, label_table
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.faults import Fault
 from mtl_rcnn.data.inspection import image_faults, label_faults, locate, missing_image, repair, write_coco
 from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.reader import read_dataset
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.check_report import as_text, write_json
@@ -58,7 +59,7 @@ class Source:
 
     def read(self) -> None:
         """Reads the annotation files; what is at fault is left out and noted."""
-        self.data = read_coco(self.spec.annotations, self.faults.append)
+        self.data = read_dataset(self.spec, self.faults.append)
         self.broken = any(fault.repair is None for fault in self.faults)
 
     def mend(self, faults: Sequence[Fault]) -> None:

@@ -116,6 +116,15 @@ def check_label_space(stored: Mapping[str, Any], run: LabelSpace, source: str, f
                 + "; ".join(f"{key} {other[key]!r}, in this run {ours[key]!r}" for key in differing)
             )
 
+    for name, entries in run.vocabularies.items():
+        mine = [entry["name"] for entry in entries]
+        stored_names = [entry["name"] for entry in theirs.vocabularies.get(name, entries)]
+        if mine != stored_names:
+            raise CheckpointError(
+                f"{source}: its {len(stored_names)} {name} are not the {len(mine)} of this run; "
+                f"{_class_difference(stored_names, mine)}"
+            )
+
 
 def _class_difference(stored: Sequence[str], run: Sequence[str]) -> str:
     if set(stored) == set(run):

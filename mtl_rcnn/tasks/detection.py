@@ -36,12 +36,12 @@ _NO_SCORE = 1e-8
 
 
 class DetectionTarget(InstanceTarget):
-    """Boxes and classes. Every image of a dataset that does not exclude the task is labelled, possibly with
-    nothing in it."""
+    """Boxes and classes. Every image of a dataset that has classes and does not exclude the task is labelled, possibly
+    with nothing in it."""
 
     def check(self, record: Record) -> Coverage:
         """Counts boxes. DataError: an object without one; their form was checked when the file was read."""
-        if self.declared(record) is False:
+        if not self._labels(record):
             return Coverage(image=False)
         for fault in self.faults(record):
             refuse(fault)
@@ -49,7 +49,7 @@ class DetectionTarget(InstanceTarget):
 
     def faults(self, record: Record) -> Iterator[Fault]:
         """Annotations without a box: no other task's label can take its place."""
-        if self.declared(record) is False:
+        if not self._labels(record):
             return
         for annotation in record["annotations"]:
             if "bbox" not in annotation:
@@ -66,7 +66,7 @@ class DetectionTarget(InstanceTarget):
         self, record: Record, annotations: Sequence[Mapping[str, Any]], geometry: Geometry
     ) -> dict[str, Any] | None:
         """`gt_boxes`: N Boxes, XYXY pixels of the network frame, clipped to it; `gt_classes`: (N,) int64."""
-        if self.declared(record) is False:
+        if not self._labels(record):
             return None
         corners = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
@@ -95,6 +95,11 @@ class DetectionTarget(InstanceTarget):
         ):
             name = self.label_space.classes[class_index]
             canvas.box(box, name if score == 1.0 else f"{name} {score:.0%}", color_of(index))
+
+    def _labels(self, record: Record) -> bool:
+        """A dataset without any class cannot say that its images show nothing."""
+        declared = self.declared(record)
+        return bool(record["classes"]) if declared is None else declared
 
 
 class DetectionEvaluator(CocoEvaluator):
