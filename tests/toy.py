@@ -8,6 +8,9 @@
 | 14 | nothing |
 | 15 | a figure whose points are all unlabelled, and two squares |
 | 16 | a figure with hidden points at the border |
+
+The images' own labels: words (all but 16), maps of classes and of distances (all but 14 and 15), lines of text (11, 12,
+and none on 14). Objects of 11, 12 and 15 have attributes, in part.
 """
 
 from __future__ import annotations
@@ -36,6 +39,38 @@ CATEGORIES = [
     {"id": 9, "name": "square", "supercategory": "toy"},
 ]
 
+VOCABULARIES = {
+    "sem_seg_classes": [{"id": 0, "name": "ground"}, {"id": 1, "name": "thing"}, {"id": 4, "name": "edge"}],
+    "image_labels": [
+        {"name": "red", "part": "colour"},
+        {"name": "blue", "part": "colour"},
+        {"name": "day", "part": "time"},
+        {"name": "night", "part": "time"},
+    ],
+    "attributes": [
+        {"name": "colour", "type": "categorical", "values": ["red", "green", "blue"]},
+        {"name": "marks", "type": "multilabel", "values": ["rim", "dots", "stripes"]},
+        {"name": "weight", "type": "scalar", "classes": ["figure", "square"]},
+    ],
+}
+"""What labels other than classes speak of. In the maps of classes 255 says that nothing is known of a pixel."""
+
+DEPTH_SCALE = 1000
+"""Values of the maps of distances per metre; 0 says that nothing is known of a pixel."""
+
+_WORDS = {11: ["red", "day"], 12: ["blue", "night"], 13: ["red", "night"], 14: ["blue", "day"], 15: ["red", "day"]}
+_LINES = {
+    11: [
+        {"polygon": [4, 4, 60, 4, 60, 16, 4, 16], "transcription": "upper"},
+        {"polygon": [6, 30, 50, 28, 50, 42, 6, 44], "transcription": "lower"},
+    ],
+    12: [
+        {"polygon": [2, 6, 46, 6, 46, 20, 2, 20], "transcription": "alone"},
+        {"polygon": [2, 40, 40, 40, 40, 52, 2, 52], "transcription": "###", "ignore": True},
+    ],
+    14: [],
+}
+_WITHOUT_MAPS = (14, 15)
 _POINT_FIELDS = ("keypoints", "num_keypoints")
 
 
@@ -65,7 +100,7 @@ def write_toy(root: Path) -> Toy:
     toy = Toy(root, root / "images", root / "boxes.json", root / "points.json")
     toy.images.mkdir(parents=True)
     annotations = toy_annotations()
-    images = [{"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in SIZES.items()]
+    images = [_image(toy, image_id) for image_id in SIZES]
     for image in images:
         boxes = [a["bbox"] for a in annotations if a["image_id"] == image["id"]]
         _paint(image["height"], image["width"], image["id"], boxes).save(toy.images / image["file_name"])
@@ -78,24 +113,61 @@ def write_toy(root: Path) -> Toy:
 
 def write_json(path: Path, images: list[dict], annotations: list[dict], categories: list[dict]) -> Path:
     """Writes a COCO JSON."""
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    content = {"images": images, "annotations": annotations, "categories": categories, "vocabularies": VOCABULARIES}
+    path.write_text(json.dumps(content))
     return path
 
 
 def toy_annotations() -> list[dict[str, Any]]:
     """All annotations, with the dataset's own category ids."""
     return [
-        _annotation(101, 11, 2, [8, 6, 20, 30], _polygon(8, 6, 20, 30), [18, 8, 2, 10, 20, 2, 26, 20, 1]),
-        _annotation(102, 11, 5, [34, 10, 24, 20], _polygon(34, 10, 10, 20) + _polygon(46, 12, 12, 16)),
+        _annotation(101, 11, 2, [8, 6, 20, 30], _polygon(8, 6, 20, 30), [18, 8, 2, 10, 20, 2, 26, 20, 1])
+        | {"attributes": {"colour": "red", "marks": ["rim", "dots"], "weight": 3.5}},
+        _annotation(102, 11, 5, [34, 10, 24, 20], _polygon(34, 10, 10, 20) + _polygon(46, 12, 12, 16))
+        | {"attributes": {"colour": "green", "marks": []}},
         _annotation(103, 12, 2, [4, 10, 24, 40], _rle(12, [4, 10, 24, 40]), [16, 12, 2, 6, 30, 1, 26, 30, 2]),
-        _annotation(104, 12, 9, [30, 40, 12, 14]),
+        _annotation(104, 12, 9, [30, 40, 12, 14]) | {"attributes": {"colour": "blue", "weight": 1.25}},
         _annotation(105, 13, 5, [40, 4, 36, 30], _rle(13, [40, 4, 36, 30]), crowd=1),
         _annotation(106, 13, 5, [6, 8, 18, 18], _polygon(6, 8, 18, 18)),
         _annotation(107, 15, 2, [4, 4, 20, 40], _polygon(4, 4, 20, 40), [0] * 9),
         _annotation(108, 15, 9, [26, 10, 14, 14], _polygon(26, 10, 14, 14)),
-        _annotation(109, 15, 9, [20, 50, 16, 16], _polygon(20, 50, 16, 16)),
+        _annotation(109, 15, 9, [20, 50, 16, 16], _polygon(20, 50, 16, 16)) | {"attributes": {"marks": ["stripes"]}},
         _annotation(110, 16, 2, [38, 2, 22, 32], _polygon(38, 2, 22, 32), [50, 4, 2, 40, 16, 2, 59.5, 16, 1]),
     ]
+
+
+def _image(toy: Toy, image_id: int) -> dict[str, Any]:
+    """The entry of an image, with its labels; writes its maps."""
+    height, width = SIZES[image_id]
+    image: dict[str, Any] = {"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width}
+    if image_id in _WORDS:
+        image["image_labels"] = _WORDS[image_id]
+    if image_id in _LINES:
+        image["text_lines"] = _LINES[image_id]
+    if image_id not in _WITHOUT_MAPS:
+        classes, distances = _maps(image_id)
+        image |= {"sem_seg_file_name": f"../classes/{image_id}.png", "depth_scale": DEPTH_SCALE}
+        image["depth_file_name"] = f"../distances/{image_id}.png"
+        for folder, values in (("classes", classes), ("distances", distances)):
+            (toy.root / folder).mkdir(exist_ok=True)
+            Image.fromarray(values).save(toy.root / folder / f"{image_id}.png")
+    return image
+
+
+def _maps(image_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) uint8 class ids with 255 for unknown, and (H, W) uint16 millimetres with 0 for unknown."""
+    height, width = SIZES[image_id]
+    classes = np.zeros((height, width), np.uint8)
+    distances = np.linspace(6000, 2000, height)[:, None].repeat(width, axis=1).astype(np.uint16)
+    for annotation in toy_annotations():
+        if annotation["image_id"] == image_id:
+            x, y, w, h = annotation["bbox"]
+            classes[y : y + h, x : x + w] = 4
+            classes[y + 2 : y + h - 2, x + 2 : x + w - 2] = 1
+            distances[y : y + h, x : x + w] = 1500
+    classes[:3, -5:] = 255
+    distances[-3:, :5] = 0
+    return classes, distances
 
 
 def _annotation(

@@ -87,7 +87,7 @@ def test_contradicting_categories_are_an_error(toy: Toy):
 FAULTS: dict[str, tuple[Edit, str]] = {
     "no images": (
         lambda c: c.pop("images"),
-        r"no list 'images' at the top level \(found: 'annotations', 'categories'\)",
+        r"no list 'images' at the top level \(found: 'annotations', 'categories', 'vocabularies'\)",
     ),
     "no annotations": (lambda c: c.pop("annotations"), "no list 'annotations'"),
     "no categories": (lambda c: c.pop("categories"), "no list 'categories'"),
