@@ -101,7 +101,7 @@ def test_a_vocabulary_that_no_dataset_has_is_named(toy: Toy) -> None:
 
 def test_a_reader_must_be_one(frames: Path) -> None:
     node = {"name": "frames", "images": str(frames), "reader": {"_target_": "mtl_rcnn.data.mapper.Mapper"}}
-    with pytest.raises(ConfigError, match="expected a subclass of .*DatasetReader"):
+    with pytest.raises(ConfigError, match=r"expected a subclass of .*DatasetReader"):
         read_dataset(DatasetSpec.from_config(node))
     node["reader"] = {**FOLDER, "patern": "*"}
     with pytest.raises(ConfigError, match="ImageFolder does not take these arguments"):
