@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from omegaconf import DictConfig
+from toy import VOCABULARIES
 
 from mtl_rcnn.config import compose
 from mtl_rcnn.data.label_space import LabelSpace
@@ -24,7 +25,8 @@ LABEL_SPACE = LabelSpace(
     (
         {"name": "figure", "keypoints": ["left_hand", "right_hand", "head"], "skeleton": [[1, 3], [2, 3]]},
         {"name": "disc"},
-    )
+    ),
+    VOCABULARIES,
 )
 
 NETWORK = [
@@ -44,6 +46,8 @@ TASKS = {
     ],
     "mask": ["tasks.mask.conv_dims=[16,16,16]"],
     "keypoint": ["tasks.keypoint.conv_dims=[16,16]"],
+    "semantic": ["tasks.semantic.decoder.conv_dim=32"],
+    "depth": ["tasks.depth.decoder.conv_dim=32"],
 }
 """Overrides of each task that has knobs worth shrinking."""
 
