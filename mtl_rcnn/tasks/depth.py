@@ -20,7 +20,7 @@ from mtl_rcnn.data.faults import Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_map import find_fault, is_labelled, label_fault, positive_number, read_map
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample, WrittenLabel
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.modeling.dense import build_decoder, enlarge, in_image_frame
@@ -38,6 +38,8 @@ CROPS = {
 """Shares of the height (top, bottom) and of the width (left, right) within which pixels are scored: on KITTI that of
 Garg et al. and that of Eigen et al., and that of Eigen et al. on NYUD (rows 45 to 471, columns 41 to 601 of 480 x
 640; halves, since edges are cut to whole pixels), as the evaluation code of BTS and its many descendants has them."""
+_FINEST_SCALE = 1000
+_LARGEST = np.iinfo(np.uint16).max
 _DELTAS = (1, 2, 3)
 _ERRORS = ("squared", "squared_log", "relative", "squared_relative")
 SUMS = ("pixels", *_ERRORS, *(f"within_{k}" for k in _DELTAS))
@@ -87,6 +89,14 @@ class DepthTarget(ImageTarget):
         if not sample["labelled"].get(self.name) or self.name not in sample["targets"]:
             return {"depth": torch.zeros(sample["image"].shape[-2:])}
         return {"depth": sample["targets"][self.name]}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """A 16 bit map of millimetres, or coarser where `max_depth` needs it. The network does not say how sure it is
+        of a distance: `threshold` leaves nothing out."""
+        scale = min(_FINEST_SCALE, int(_LARGEST / self.limits[1]))
+        metres = np.clip(prediction["depth"].cpu().numpy(), *self.limits)
+        values = np.clip(np.rint(metres * scale), 1, _LARGEST).astype(np.uint16)
+        return WrittenLabel(image={SCALE: scale}, maps={FIELD: values})
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """Colours from red (near) to blue (far) over the image, black where nothing is known, and the range."""

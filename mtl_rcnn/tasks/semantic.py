@@ -20,7 +20,7 @@ from mtl_rcnn.data.faults import Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_map import find_fault, is_labelled, label_fault, read_map
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample, WrittenLabel
 from mtl_rcnn.errors import DataError
 from mtl_rcnn.evaluation.coco_rows import encode_masks
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
@@ -85,6 +85,20 @@ class SemanticTarget(ImageTarget):
         if not sample["labelled"].get(self.name) or self.name not in sample["targets"]:
             return {"sem_seg": torch.full(sample["image"].shape[-2:], UNKNOWN, dtype=torch.int64)}
         return {"sem_seg": sample["targets"][self.name]["classes"].long()}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel | None:
+        """A map of the dataset's own ids; `ignore_label` where the highest probability is below `threshold`, or the
+        dataset has no such class. None where that is everywhere, or where it is somewhere and there is no
+        `ignore_label`."""
+        ids = {index: own for own, index in _index_of(record).items()}
+        table = np.array([ids.get(index, UNKNOWN) for index in range(len(self.classes))])
+        values = table[prediction["sem_seg"].cpu().numpy()]
+        values[prediction["sem_seg_confidence"].cpu().numpy() < threshold] = UNKNOWN
+        unknown = values == UNKNOWN
+        if unknown.all() or (unknown.any() and self.ignore_label is None):
+            return None
+        values[unknown] = self.ignore_label
+        return WrittenLabel(maps={FIELD: values.astype(np.uint8 if values.max() < 256 else np.uint16)})
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """A colour per class over the image, black where nothing is known, and the names of the largest classes."""
@@ -228,6 +242,12 @@ class SemanticTask(ImageTask):
         """sem_seg (H, W) int64: the class of the highest logit, after resizing."""
         logits = in_image_frame(decoded["class_logits"], self.stride, network_size, image_size)
         return {"sem_seg": logits.argmax(dim=0)}
+
+    def to_label(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:
+        """`to_image`, and sem_seg_confidence (H, W): the class's probability."""
+        logits = in_image_frame(decoded["class_logits"], self.stride, network_size, image_size)
+        confidence, classes = logits.softmax(dim=0).max(dim=0)
+        return {"sem_seg": classes, "sem_seg_confidence": confidence}
 
     def merge_views(self, views: list[DecodedView], image_size: Tensor) -> dict[str, Tensor]:
         """sem_seg (H, W) int64: the class of the highest mean probability over the views."""

@@ -362,6 +362,17 @@ def test_predictions_are_metres_whatever_the_size_of_the_image() -> None:
     torch.testing.assert_close(head.merge_views(views, size), head.to_image(decoded, size, size))
 
 
+@pytest.mark.parametrize(("max_depth", "scale"), [(10.0, 1000), (80.0, 819)])
+def test_predictions_become_labels(max_depth: float, scale: int, tmp_path: Path) -> None:
+    target = DepthTarget("depth", LABEL_SPACE, 0.001, max_depth)
+    metres = torch.rand(HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) * max_depth
+    label = target.as_label(record(None), {"depth": metres}, 0.5)
+    assert label.image == {"depth_scale": scale}
+    path = written(tmp_path, label.maps["depth_file_name"])
+    read = target.load(record(path, **label.image), Geometry.identity(HEIGHT, WIDTH))
+    torch.testing.assert_close(read, metres, rtol=0, atol=0.51 / scale + 0.001)
+
+
 def test_a_network_without_boxes_trains_is_scored_and_exported_both_ways(toy: Toy, tmp_path: Path) -> None:
     cfg = toy_config(toy, tmp_path / "run", "report.enabled=true", "report.images=1", tasks=("depth",))
     outcome = train(cfg)

@@ -321,5 +321,23 @@ def test_views_are_averaged_in_probability_and_mirrored_back() -> None:
     assert torch.equal(both, head.merge_views(pair[:1], image)["sem_seg"])
 
 
+def test_predictions_become_labels_where_they_are_sure(tmp_path: Path) -> None:
+    head, size = task(), torch.tensor([HEIGHT, WIDTH])
+    raw = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    decoded = {name: value[0] for name, value in head.decode(raw, size).items()}
+    made = head.to_label(decoded, size, size)
+    assert torch.equal(made["sem_seg"], head.to_image(decoded, size, size)["sem_seg"])
+    written_label = TARGET.as_label(record(None), made, 0.5)
+    path = written(tmp_path, written_label.maps["sem_seg_file_name"])
+    read = TARGET.load(record(path), Geometry.identity(HEIGHT, WIDTH))["classes"]
+    sure = made["sem_seg_confidence"] >= 0.5
+    assert 0 < sure.sum() < sure.numel()
+    assert torch.equal(read.long(), torch.where(sure, made["sem_seg"], -1))
+    fewer = record(None, vocabularies={"sem_seg_classes": {7: 0}})
+    assert set(np.unique(TARGET.as_label(fewer, made, 0.0).maps["sem_seg_file_name"])) == {7, 255}
+    assert TARGET.as_label(record(None), made, 1.1) is None
+    assert SemanticTarget("semantic", SPACE, None).as_label(fewer, made, 0.0) is None
+
+
 def test_the_manifest_names_the_classes() -> None:
     assert task().manifest() == {"sem_seg_classes": list(NAMES)}
