@@ -211,6 +211,27 @@ def test_repeated_images_make_longer_epochs_and_resume_exactly(toy: Toy, tmp_pat
         train(toy_config(toy, tmp_path / "halves", "data.val=[]", "solver.max_iter=9", tasks=("detection",)))
 
 
+def test_a_mixture_reports_its_shares_and_resumes_exactly(toy: Toy, tmp_path: Path) -> None:
+    data = f"{{images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]"
+    both = f"data.train=[{data}, name: all}}, {data}, name: few, limit: 2}}]"
+    mixed = ["data.mixing.method=ratios", "+data.mixing.ratios.all=1", "+data.mixing.ratios.few=3"]
+    options = [both, *mixed, "data.val=[]", "solver.checkpoint_period=3", "solver.batch_size=4", "solver.steps=[0.9]"]
+    whole = train(toy_config(toy, tmp_path / "whole", *options, "solver.max_iter=3ep", tasks=("detection",))).folder
+    log = (whole / "log.txt").read_text()
+    words = [line.split() for line in log.split("mixture:")[1].splitlines()]
+    assert ["dataset", "all", "25.00%", "1.00", "1.0"] in words  # of 6 images in 6 iterations
+    assert ["dataset", "few", "75.00%", "3.00", "9.0"] in words
+    assert ["task", "detection", "100.00%", "4.00", "3.0"] in words
+    assert "6 iterations = 3.0 epochs of 8 images" in log
+    half = train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=3", tasks=("detection",))).folder
+    train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=3ep", tasks=("detection",)))
+    first, second = (read_metrics(folder / "metrics.jsonl") for folder in (whole, half))
+    assert [row["iteration"] for row in second] == [1, 2, 3, 4, 5, 6]
+    assert second == first
+    with pytest.raises(ConfigError, match=r"data\.mixing=None: .* was trained with .*'few': 3"):
+        train(toy_config(toy, tmp_path / "halves", both, "solver.batch_size=4", "data.val=[]", tasks=("detection",)))
+
+
 def test_a_data_set_is_repeated_by_its_own_number(toy: Toy, tmp_path: Path) -> None:
     data = f"{{images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]"
     twice = f"data.train=[{data}, name: once}}, {data}, name: twice, repeat: 2}}]"
