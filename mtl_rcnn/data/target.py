@@ -55,6 +55,19 @@ Prediction = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class GivenBoxes:
+    """Boxes of one image that tasks on regions describe as if they had been detected.
+
+    Attributes:
+        boxes: (N, 4) float32 XYXY pixels of the original image, inside it, none of them empty.
+        classes: (N,) int64 class indices.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
 class Coverage:
     """What one record labels for one task: whether the image counts as labelled, and how many of its instances."""
 
