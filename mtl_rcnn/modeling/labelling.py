@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from mtl_rcnn.data.target import Prediction
-from mtl_rcnn.modeling.inference import InferenceNetwork, at_device_of, normalised_batch, size_of
+from mtl_rcnn.data.target import GivenBoxes, Prediction
+from mtl_rcnn.modeling.inference import InferenceNetwork, at_device_of, given_rows, normalised_batch, size_of
 from mtl_rcnn.modeling.slots import Features
-
-
-@dataclass(frozen=True)
-class GivenBoxes:
-    """Objects that are known, for RoI tasks to describe.
-
-    Attributes:
-        boxes: (N, 4) XYXY pixels of the image's own frame, inside the image and not empty.
-        classes: (N,) int64 class indices.
-    """
-
-    boxes: Tensor
-    classes: Tensor
 
 
 class Labeller:
@@ -64,10 +49,7 @@ class Labeller:
         if given is None:
             rows = regions.detect(features, network_size[None])
         else:
-            scale = (network_size.flip(0).float() / size.flip(0).float()).repeat(2)
-            boxes, classes = given.boxes.to(size.device).float(), given.classes.to(size.device)
-            nothing = torch.zeros_like(classes)
-            rows = {"boxes": boxes * scale, "classes": classes, "image_index": nothing, "scores": nothing.float() + 1}
+            rows = given_rows([given], network_size[None], size[None])
         rows.update(regions.describe(features, rows, 1))
         decoded, boxes, scale = regions.image_rows(rows, 0, network_size, size)
         prediction = {"boxes": boxes, "scores": decoded["scores"], "classes": decoded["classes"]}

@@ -14,8 +14,7 @@ from mtl_rcnn.data.catalog import Dataset
 from mtl_rcnn.data.coco import CocoData
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import InstanceTarget, Prediction, Record, Target, WrittenLabel
-from mtl_rcnn.modeling.labelling import GivenBoxes
+from mtl_rcnn.data.target import GivenBoxes, InstanceTarget, Prediction, Record, Target, WrittenLabel
 from mtl_rcnn.predict.label_files import LabelFiles
 
 _SAME_OBJECT = 0.5
