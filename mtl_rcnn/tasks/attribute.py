@@ -456,7 +456,9 @@ class AttributeEvaluator(Evaluator):
         metrics: dict[str, Metric] = {}
         if (objects.values != UNKNOWN).any():
             names = [label for group in self.groups for label in group.labels if group.kind != SCALAR]
-            metrics |= multilabel_metrics(decisions, names)
+            groups = {f"accuracy/{group.name}" for group in self.groups}
+            found = multilabel_metrics(decisions, names).items()
+            metrics |= {key: value for key, value in found if not key.startswith("accuracy/") or key in groups}
             metrics |= self._accuracies(decisions)
         elif self.labels.values:
             reason = "no object of known attributes was looked at"
