@@ -98,7 +98,7 @@ def losses_of_own_data(mixed: Mixture, samples: list[Sample]) -> dict[str, float
         for part in task.loss_parts:
             name = f"{task.name}/{part}"
             value, count = sums.get(name, (torch.zeros(()), torch.ones(())))
-            found[name] = float(value / count.clamp(min=1))
+            found[name] = float(value.double() / count.double().clamp(min=1))
     return found
 
 
