@@ -44,6 +44,7 @@ TASKS = {
     ],
     "mask": ["tasks.mask.conv_dims=[16,16,16]"],
     "keypoint": ["tasks.keypoint.conv_dims=[16,16]"],
+    "text": ["tasks.text.conv_dim=16", "tasks.text.hidden_dim=8", "tasks.text.fc_dim=16"],
 }
 """Overrides of each task that has knobs worth shrinking."""
 

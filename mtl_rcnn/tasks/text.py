@@ -337,9 +337,13 @@ class RowLSTM(nn.Module):
         """See the class."""
         batch, channels, height, width = x.shape
         rows = x.permute(3, 0, 2, 1).reshape(width, batch * height, channels)
-        # Given, as the LSTM's own zeros would write today's device into a trace.
+        # The LSTM's own call would write today's device into a trace, where it makes its zeros, and its scripted form
+        # keeps a second list of its weights.
         state = rows.new_zeros(2, batch * height, self.hidden)
-        found = self.lstm(rows, (state, state))[0]
+        weights = [self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, self.lstm.bias_ih_l0, self.lstm.bias_hh_l0]
+        weights += [self.lstm.weight_ih_l0_reverse, self.lstm.weight_hh_l0_reverse]
+        weights += [self.lstm.bias_ih_l0_reverse, self.lstm.bias_hh_l0_reverse]
+        found = torch.lstm(rows, [state, state], weights, True, 1, 0.0, self.training, True, False)[0]
         return found.view(width, batch, height, 2 * self.hidden).permute(1, 3, 2, 0)
 
 
