@@ -1,7 +1,7 @@
 """Folders of images with `gt_<stem>.txt` beside them, as the ICDAR robust reading competitions give them.
 
     quadrilaterals  377,117,463,117,465,130,378,130,Genaxis Theatre   ICDAR 2015: x1,y1,...,x4,y4,transcription
-    boxes           38, 43, 920, 215, "Tiredness"                     ICDAR 2013: left, top, right, bottom, commas or not
+    boxes           38, 43, 920, 215, "Tiredness"                     ICDAR 2013: left, top, right, bottom; or no commas
 
 A transcription may hold commas; `###` says "do not care". A file may begin with a byte order mark.
 """
@@ -24,7 +24,10 @@ DO_NOT_CARE = "###"
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _FORMS = {
     "quadrilaterals": (re.compile(",".join([_NUMBER] * 8) + ",(.*)"), "x1,y1,x2,y2,x3,y3,x4,y4,transcription"),
-    "boxes": (re.compile(r"(?:,|\s)".join([_NUMBER] * 4) + r'(?:,|\s)\s*"(.*)"\s*'), 'left, top, right, bottom, "text"'),
+    "boxes": (
+        re.compile(r"(?:,|\s)".join([_NUMBER] * 4) + r'(?:,|\s)\s*"(.*)"\s*'),
+        'left, top, right, bottom, "text"',
+    ),
 }
 
 

@@ -88,13 +88,13 @@ def match_by_iou(lines: Sequence[Polygon], ignored: Sequence[bool], found: Seque
 def match_by_areas(lines: Sequence[Polygon], ignored: Sequence[bool], found: Sequence[Polygon]) -> Tally:
     """One image by the rule of ICDAR 2013 (DetEval, Wolf and Jolion 2006) on the upright boxes around all polygons.
 
-    One to one: a pair that overlaps nothing else, with area recall >= 0.8, area precision >= 0.4 and centres nearer than
-    half the sum of the diagonals, counts fully. One to many: detections with precision >= 0.4 that cover a line with
-    recall >= 0.8 together give the line and each of themselves 0.8. Many to one: lines with recall >= 0.8 that give a
-    detection precision >= 0.4 together count fully, and so does the detection. Where ports of DetEval differ, this
-    follows the competition's own Python script: a split or a merge needs at least two that overlap, and one of which a
-    single piece passes is a pair, with full credit. Boxes are one pixel wider than the difference of their coordinates,
-    as there.
+    One to one: a pair that overlaps nothing else, with area recall >= 0.8, area precision >= 0.4 and centres nearer
+    than half the sum of the diagonals, counts fully. One to many: detections with precision >= 0.4 that together cover
+    a line with recall >= 0.8 give the line and each of themselves 0.8. Many to one: lines with recall >= 0.8 that
+    together give a detection precision >= 0.4 count fully, and so does the detection. Where ports of DetEval differ,
+    this follows the competition's own Python script: a split or a merge needs at least two that overlap, and one of
+    which a single piece passes is a pair, with full credit. Boxes are one pixel wider than the difference of their
+    coordinates, as there.
     """
     truth, guesses = _boxes(lines), _boxes(found)
     spared = np.asarray(list(ignored), dtype=bool)

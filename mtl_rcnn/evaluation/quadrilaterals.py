@@ -38,9 +38,28 @@ def iou(one: _Points, other: _Points) -> float:
     return shared / united if united > 0 else 0.0
 
 
+def upright(quad: np.ndarray) -> np.ndarray:
+    """(4, 2) corners in the order top left, top right, bottom right, bottom left, whatever the first one was and
+    whichever way round they went: of the eight orders the one whose upper and lower edge run furthest to the right,
+    with the upper one above."""
+    orders = [np.roll(turned, -start, axis=0) for turned in (quad, quad[::-1]) for start in range(4)]
+
+    def rightward(q: np.ndarray) -> float:
+        above = q[2:, 1].sum() >= q[:2, 1].sum()
+        return (q[1, 0] - q[0, 0]) + (q[2, 0] - q[3, 0]) if above else -np.inf
+
+    return max(orders, key=rightward)
+
+
+def visible_share(quad: _Points, height: int, width: int) -> float:
+    """Share of a quadrilateral's area that lies in the image; 0 of one without area."""
+    size = area(quad)
+    return shared_area(quad, np.array([[0, 0], [width, 0], [width, height], [0, height]])) / size if size > 0 else 0.0
+
+
 def _triangles(points: _Points) -> list[_Points]:
-    """Two triangles (3, 2) that make up a quadrilateral, turning alike, on the sides of a diagonal that lies inside; none
-    if its sides cross."""
+    """Two triangles (3, 2) that make up a quadrilateral, turning alike, beside a diagonal that lies inside; none if its
+    sides cross."""
     for a, b, c, d in ((0, 1, 2, 3), (1, 2, 3, 0)):
         pair = [points[[a, b, c]], points[[a, c, d]]]
         signs = [_signed_area(triangle) for triangle in pair]

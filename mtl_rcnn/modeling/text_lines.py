@@ -66,9 +66,7 @@ def connect_strips(
         return strips.new_zeros([0, 8]), strips.new_zeros([0])
     following = successors(strips, max_gap, min_overlap, min_similarity)
     line, number = chains(following)
-    return lines_of_chains(
-        strips, line, number, following, width, refine, min_strips, min_aspect, line_score_thresh
-    )
+    return lines_of_chains(strips, line, number, following, width, refine, min_strips, min_aspect, line_score_thresh)
 
 
 def successors(strips: Tensor, max_gap: float, min_overlap: float, min_similarity: float) -> Tensor:

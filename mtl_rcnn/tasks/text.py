@@ -1,8 +1,8 @@
 """Text: lines of text as quadrilaterals, horizontal or oriented (CTPN, arXiv 1609.03605).
 
-Rows of fixed-width strips on a map of the trunk, a recurrent network along the rows, and lines made of strips. Where the
-paper leaves a choice, or we depart from it, the docstrings of `modeling.strips` and `modeling.text_lines` say so. The
-trunk is a pyramid's level rather than VGG16's conv5_3, and the 3x3 window a convolution rather than copied pixels.
+Rows of fixed-width strips on a map of the trunk, a recurrent network along the rows, and lines made of strips. Where
+the paper leaves a choice, or we depart from it, `modeling.strips` and `modeling.text_lines` say so. The trunk is a
+pyramid's level rather than VGG16's conv5_3, and the 3x3 window a convolution rather than copied pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Samp
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.evaluation.icdar import Polygon, Tally, match_by_areas, match_by_iou, submission
-from mtl_rcnn.evaluation.quadrilaterals import area, corners, shared_area
+from mtl_rcnn.evaluation.quadrilaterals import area, corners, upright, visible_share
+from mtl_rcnn.modeling.row_lstm import RowLSTM
 from mtl_rcnn.modeling.sampling import LabelSampler
 from mtl_rcnn.modeling.slots import DecodedView, Features, ImageTask, LossParts, Output, full_precision
 from mtl_rcnn.modeling.strips import StripLabels, StripRules, decode_vertical, grid_strips, label_strips
@@ -56,7 +57,7 @@ class Lines:
 
 
 class TextTarget(ImageTarget):
-    """Lines of the image's entry `text_lines`. An empty list says that there is no text; no list, that nobody looked."""
+    """Lines of the image's entry `text_lines`. An empty list says that there is no text; no list, that none knows."""
 
     def check(self, record: Record) -> Coverage:
         """Counts the lines to be found. DataError: see `faults`."""
@@ -89,7 +90,7 @@ class TextTarget(ImageTarget):
             return None
         lines = record[FIELD]
         points = [upright(geometry.points(corners(line["polygon"]))) for line in lines]
-        seen = [_visible(quad, geometry.height, geometry.width) for quad in points]
+        seen = [visible_share(quad, geometry.height, geometry.width) for quad in points]
         ignored = [bool(line.get("ignore")) or share < 0.5 for line, share in zip(lines, seen)]
         return Lines(
             torch.tensor(np.array(points).reshape(-1, 4, 2), dtype=torch.float32),
@@ -240,8 +241,8 @@ class TextTask(ImageTask):
         return x.view(batch, channels // self.values, self.values, height, width).permute(0, 3, 4, 1, 2)
 
     def losses(self, raw: Tensor, targets: list[Lines], image_sizes: Sequence[tuple[int, int]]) -> LossParts:
-        """`cls`: softmax cross-entropy of the drawn anchors. `vertical`, `side`: smooth L1 of all anchors that have such
-        a target, drawn or not. Counts are the numbers of these anchors: N_s, N_v and N_o (CTPN, equation 5)."""
+        """`cls`: softmax cross-entropy of the drawn anchors. `vertical`, `side`: smooth L1 of all anchors that have
+        such a target, drawn or not. Counts are the numbers of these anchors: N_s, N_v, N_o (CTPN, equation 5)."""
         anchors = grid_strips(raw, self.heights, self.stride)
         values = full_precision(raw).flatten(1, 3)
         labels = [self._label(anchors, raw, target, size) for target, size in zip(targets, image_sizes)]
@@ -325,41 +326,6 @@ class TextTask(ImageTask):
         return F.smooth_l1_loss(found, expected, reduction="sum", beta=self.smooth_l1_beta), _count(found)
 
 
-class RowLSTM(nn.Module):
-    """A bidirectional LSTM along every row of a map: (B, C, H, W) -> (B, 2 * hidden, H, W)."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.lstm = nn.LSTM(channels, hidden, bidirectional=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        batch, channels, height, width = x.shape
-        rows = x.permute(3, 0, 2, 1).reshape(width, batch * height, channels)
-        # The LSTM's own call would write today's device into a trace, where it makes its zeros, and its scripted form
-        # keeps a second list of its weights.
-        state = rows.new_zeros(2, batch * height, self.hidden)
-        weights = [self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, self.lstm.bias_ih_l0, self.lstm.bias_hh_l0]
-        weights += [self.lstm.weight_ih_l0_reverse, self.lstm.weight_hh_l0_reverse]
-        weights += [self.lstm.bias_ih_l0_reverse, self.lstm.bias_hh_l0_reverse]
-        found = torch.lstm(rows, [state, state], weights, True, 1, 0.0, self.training, True, False)[0]
-        return found.view(width, batch, height, 2 * self.hidden).permute(1, 3, 2, 0)
-
-
-def upright(quad: np.ndarray) -> np.ndarray:
-    """(4, 2) corners in the order top left, top right, bottom right, bottom left, whatever the first one was and
-    whichever way round they went: of the eight orders the one whose upper and lower edge run furthest to the right,
-    with the upper one above."""
-    orders = [np.roll(turned, -start, axis=0) for turned in (quad, quad[::-1]) for start in range(4)]
-
-    def rightward(q: np.ndarray) -> float:
-        above = q[2:, 1].sum() >= q[:2, 1].sum()
-        return (q[1, 0] - q[0, 0]) + (q[2, 0] - q[3, 0]) if above else -np.inf
-
-    return max(orders, key=rightward)
-
-
 def _strip_settings(name: str, strips: Mapping[str, Any]) -> tuple[StripRules, int, float]:
     rules = {key: float(value) for key, value in strips.items() if key not in ("per_image", "positive_fraction")}
     try:
@@ -381,16 +347,13 @@ def _tally(match: Any, lines: Sequence[Mapping[str, Any]], found: Sequence[Polyg
     return match([line["polygon"] for line in lines], [bool(line.get("ignore")) for line in lines], found)
 
 
-def _visible(quad: np.ndarray, height: int, width: int) -> float:
-    """Share of a quadrilateral's area that lies in the image; 0 of one without area."""
-    size = area(quad)
-    return shared_area(quad, np.array([[0, 0], [width, 0], [width, height], [0, height]])) / size if size > 0 else 0.0
-
-
 def _polygon_fault(polygon: Any, height: int, width: int) -> tuple[str, bool]:
     """What is wrong with a line's polygon, "" if nothing is, and whether it cannot be trained on."""
     if not isinstance(polygon, list) or len(polygon) != 8:
-        return f"its polygon is {_short(polygon)}; expected 8 numbers x1, y1, ..., x4, y4, clockwise from top left", True
+        return (
+            f"its polygon is {_short(polygon)}; expected 8 numbers x1, y1, ..., x4, y4, clockwise",
+            True,
+        )
     if not are_numbers(polygon):
         return f"its polygon {_short(polygon)} has a coordinate that is not finite; repair or remove the line", True
     x, y = polygon[0::2], polygon[1::2]
