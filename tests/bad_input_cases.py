@@ -24,6 +24,7 @@ from bad_input_plants import (
     folder,
     image,
     load_checkpoint,
+    mix,
     non_utf8,
     nothing,
     raw,
@@ -68,10 +69,11 @@ class Case:
 
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
-CONFIG, CHECKPOINT = "Configurations", "Checkpoints"
+CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
+_mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
 CASES = [
     # Images
@@ -188,6 +190,30 @@ CASES = [
                 lambda toy: saved(toy, model=Evil(toy.root / "was_run"))),
     _checkpoint("a file of somebody else's", "model.pth",
                 lambda toy: torch.save({"w": torch.ones(2)}, toy.root / "model.pth")),
+    # Mixtures
+    _mixture("a method that does not exist", "data.mixing.method=equal: expected null, proportional,",
+             run=mix("data.mixing.method=equal")),
+    _mixture("a ratio of an unknown training set", "no training set 'two_'; did you mean 'two'?",
+             run=mix("data.mixing.method=ratios", "+data.mixing.ratios.one=1", "+data.mixing.ratios.two_=1")),
+    _mixture("a training set without a ratio", "no number for the training set 'two'",
+             run=mix("data.mixing.method=ratios", "+data.mixing.ratios.one=1")),
+    _mixture("a negative ratio", "data.mixing.ratios.two=-1: expected a number of at least 0",
+             run=mix("data.mixing.method=ratios", "+data.mixing.ratios.one=1", "+data.mixing.ratios.two=-1")),
+    _mixture("a ratio that is a text", "data.mixing.ratios.two=many: expected a number of at least 0",
+             run=mix("data.mixing.method=ratios", "+data.mixing.ratios.one=1", "+data.mixing.ratios.two=many")),
+    _mixture("ratios that are all 0", "all are 0",
+             run=mix("data.mixing.method=ratios", "+data.mixing.ratios.one=0", "+data.mixing.ratios.two=0")),
+    _mixture("ratios with another method", "count with data.mixing.method=ratios alone, and the method is sqrt",
+             run=mix("data.mixing.method=sqrt", "+data.mixing.ratios.one=1")),
+    _mixture("a temperature of 0", "data.mixing.temperature=0: expected a number above 0",
+             run=mix("data.mixing.method=temperature", "data.mixing.temperature=0")),
+    _mixture("no temperature", "data.mixing.temperature=null: expected a number above 0",
+             run=mix("data.mixing.method=temperature")),
+    _mixture("a temperature with another method", "and the method is null", run=mix("data.mixing.temperature=2")),
+    _mixture("a repeated training set whose share is given", "data.train[0].repeat=3: with data.mixing.method=uniform",
+             run=mix("data.mixing.method=uniform", repeat=3)),
+    _mixture("a training set that labels no selected task", "dataset 'toy' trains nothing: it labels no image for any",
+             run=specify(tasks=[])),
 ]  # fmt: skip
 
 

@@ -96,6 +96,12 @@ def type_(*overrides: str) -> Callable[[Toy], None]:
     return lambda toy: compose("train", ["data.root=unused", *overrides])
 
 
+def mix(*overrides: str, repeat: float = 1) -> Callable[[Toy], None]:
+    """Composes a training configuration of the training sets `one` and `two`."""
+    entries = f"{{name: one, images: x, annotations: x, repeat: {repeat}}}, {{name: two, images: x, annotations: x}}"
+    return type_(f"data.train=[{entries}]", *overrides)
+
+
 def specify(**spec: Any) -> Callable[[Toy], None]:
     """Loads everything with other keys in the data set's entry."""
     return lambda toy: load_everything(toy, **spec)

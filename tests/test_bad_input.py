@@ -37,7 +37,7 @@ def test_good_input_gives_none(toy: Toy) -> None:
 def test_the_corpus_is_large_and_each_fault_stands_once() -> None:
     assert len(CASES) >= 40
     assert len({(case.area, case.fault) for case in CASES}) == len(CASES)
-    assert {case.area for case in CASES} == {NO_IMAGE, JSON, MASKS, POINTS, CONFIG, CHECKPOINT}
+    assert {case.area for case in CASES} >= {NO_IMAGE, JSON, MASKS, POINTS, CONFIG, CHECKPOINT}
 
 
 def test_the_page_of_errors_is_this_table() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from reference import randomise_statistics
-from tiny import LABEL_SPACE, available_tasks, make_sample, need_tasks, tiny_model
+from tiny import LABEL_SPACE, make_sample, need_tasks, region_tasks, tiny_model
 from torch import Tensor
 
 from mtl_rcnn.errors import ExportError
@@ -36,7 +36,7 @@ def images() -> list[Tensor]:
 def model(images: list[Tensor]) -> MultiTaskRCNN:
     """Random, with a threshold between its best score on the plain image and on noise."""
     rows = f"tasks.detection.detections_per_image={ROWS}"
-    model = tiny_model(available_tasks(), "tasks.detection.score_thresh=0.0", rows)
+    model = tiny_model(region_tasks(), "tasks.detection.score_thresh=0.0", rows)
     randomise_statistics(model, seed=4)
     # These random weights move boxes by their whole width; a trained network's do not, nor do they enlarge rounding so.
     model.roi_heads.detector.box_predictor.bbox_pred.weight.data.mul_(0.1)

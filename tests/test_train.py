@@ -12,6 +12,7 @@ from tiny import available_tasks, need_tasks, tiny_config
 from toy import Toy
 
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.build import task_classes
 from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.replay import first_nonfinite_module, replay
 from mtl_rcnn.engine.train import train
@@ -34,13 +35,14 @@ def toy_config(toy: Toy, folder: Path, *overrides: str, tasks: tuple[str, ...] =
 
 
 def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
-    outcome = train(toy_config(toy, tmp_path / "run", "report.enabled=true", "report.images=1"))
+    cfg = toy_config(toy, tmp_path / "run", "report.enabled=true", "report.images=1")
+    outcome = train(cfg)
     found = {path.name for path in outcome.folder.iterdir()}
     assert {"config.yaml", "command.txt", "log.txt", "metrics.json", "metrics.jsonl", "tensorboard"} <= found
     assert {"report.html", "labels.json", "evaluated.json", "evaluation"} <= found
     assert {"model_0000002.pth", "model_0000004.pth", "model_best.pth", "last_checkpoint"} <= found
     metrics = json.loads((outcome.folder / "metrics.json").read_text())
-    assert {f"toy/{task}/AP" for task in TASKS} <= set(metrics)
+    assert {f"toy/{name}/{cls.evaluator_class.headline}" for name, cls in task_classes(cfg).items()} <= set(metrics)
     assert all(value == value and value >= 0 for value in metrics.values())
     assert {path.name for path in (outcome.folder / "predictions").iterdir()} == {f"toy_{t}.json" for t in TASKS}
     rows = read_metrics(outcome.folder / "metrics.jsonl")
@@ -207,6 +209,27 @@ def test_repeated_images_make_longer_epochs_and_resume_exactly(toy: Toy, tmp_pat
     assert second == first
     with pytest.raises(ConfigError, match=r"data\.repeat_thresh=None: .* was trained with 1\.0"):
         train(toy_config(toy, tmp_path / "halves", "data.val=[]", "solver.max_iter=9", tasks=("detection",)))
+
+
+def test_a_mixture_reports_its_shares_and_resumes_exactly(toy: Toy, tmp_path: Path) -> None:
+    data = f"{{images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]"
+    both = f"data.train=[{data}, name: all}}, {data}, name: few, limit: 2}}]"
+    mixed = ["data.mixing.method=ratios", "+data.mixing.ratios.all=1", "+data.mixing.ratios.few=3"]
+    options = [both, *mixed, "data.val=[]", "solver.checkpoint_period=3", "solver.batch_size=4", "solver.steps=[0.9]"]
+    whole = train(toy_config(toy, tmp_path / "whole", *options, "solver.max_iter=3ep", tasks=("detection",))).folder
+    log = (whole / "log.txt").read_text()
+    words = [line.split() for line in log.split("mixture:")[1].splitlines()]
+    assert ["dataset", "all", "25.00%", "1.00", "1.0"] in words  # of 6 images in 6 iterations
+    assert ["dataset", "few", "75.00%", "3.00", "9.0"] in words
+    assert ["task", "detection", "100.00%", "4.00", "3.0"] in words
+    assert "6 iterations = 3.0 epochs of 8 images" in log
+    half = train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=3", tasks=("detection",))).folder
+    train(toy_config(toy, tmp_path / "halves", *options, "solver.max_iter=3ep", tasks=("detection",)))
+    first, second = (read_metrics(folder / "metrics.jsonl") for folder in (whole, half))
+    assert [row["iteration"] for row in second] == [1, 2, 3, 4, 5, 6]
+    assert second == first
+    with pytest.raises(ConfigError, match=r"data\.mixing=None: .* was trained with .*'few': 3"):
+        train(toy_config(toy, tmp_path / "halves", both, "solver.batch_size=4", "data.val=[]", tasks=("detection",)))
 
 
 def test_a_data_set_is_repeated_by_its_own_number(toy: Toy, tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from toy import VOCABULARIES
 
 from mtl_rcnn.config import compose
+from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
+from mtl_rcnn.modeling.slots import RegionTask, Task
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -24,7 +27,8 @@ LABEL_SPACE = LabelSpace(
     (
         {"name": "figure", "keypoints": ["left_hand", "right_hand", "head"], "skeleton": [[1, 3], [2, 3]]},
         {"name": "disc"},
-    )
+    ),
+    VOCABULARIES,
 )
 
 NETWORK = [
@@ -52,6 +56,12 @@ TASKS = {
 def available_tasks() -> list[str]:
     """Names of all tasks in the configuration folder."""
     return sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+
+
+def region_tasks() -> list[str]:
+    """Those of them that work on boxes, the detector among them."""
+    targets = {name: OmegaConf.load(CONFIGS / "tasks" / f"{name}.yaml")._target_ for name in available_tasks()}
+    return [name for name, target in targets.items() if issubclass(resolve(target, Task, name), RegionTask)]
 
 
 def need_tasks(*names: str) -> None:

@@ -10,7 +10,7 @@ from tiny import tiny_config
 from toy import Toy
 
 from mtl_rcnn.data.catalog import build_datasets
-from mtl_rcnn.data.coverage import label_table
+from mtl_rcnn.data.coverage import check_useful, label_table
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.inspection import label_faults
 from mtl_rcnn.data.mapper import Mapper
@@ -33,7 +33,7 @@ def load_everything(toy: Toy, on_error: str = "raise", **spec: Any) -> list[Samp
     specs = [DatasetSpec.from_config(toy.node(**spec), str(toy.root))]
     datasets, label_space = build_datasets(specs, {}, on_error=on_error)
     targets = build_targets(configuration(), label_space)
-    label_table(datasets, targets)
+    check_useful(label_table(datasets, targets), datasets)
     list(label_faults(datasets[0].records, targets))
     mapper = Mapper(targets, [])
     samples = [mapper(record, index) for index, record in enumerate(datasets[0].records)]

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
+from mtl_rcnn.config.mixing_checks import check_mixing
 from mtl_rcnn.config.origins import Origins
 from mtl_rcnn.config.predict_checks import check_predict
 from mtl_rcnn.config.solver_checks import check_solver
@@ -37,6 +38,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     check_targets(cfg)
     for key, rule in _RULES.items():
         _check_value(cfg, key, rule)
+    check_mixing(cfg)
     check_solver(cfg)
     check_predict(cfg)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mtl_rcnn.data.catalog import Dataset
 from mtl_rcnn.data.target import Coverage, Target
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,28 @@ def label_table(datasets: Sequence[Dataset], targets: Mapping[str, Target]) -> l
         DataError: the first faulty label, and how many more records have one.
     """
     return [_row(dataset, name, target) for dataset in datasets for name, target in targets.items()]
+
+
+def check_useful(table: Sequence[LabelRow], datasets: Sequence[Dataset]) -> None:
+    """Refuses training sets that train nothing.
+
+    Args:
+        table: of `label_table`, of these data sets and the selected tasks.
+        datasets: the training sets.
+
+    Raises:
+        ConfigError: a data set that labels none of the tasks.
+    """
+    tasks = ", ".join(dict.fromkeys(row.task for row in table))
+    for dataset in datasets:
+        if any(row.images_labelled for row in table if row.dataset == dataset.name):
+            continue
+        own = dataset.records[0]["tasks"]
+        declared = "no tasks, and its files carry labels of none" if own is None else f"tasks: [{', '.join(own)}]"
+        raise ConfigError(
+            f"dataset {dataset.name!r} trains nothing: it labels no image for any of the selected tasks ({tasks}); it "
+            f"declares {declared}; remove it from data.train, select a task that it labels, or correct its `tasks`"
+        )
 
 
 def _row(dataset: Dataset, name: str, target: Target) -> LabelRow:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_rcnn.data.mapper import Mapper
-from mtl_rcnn.data.planner import BatchPlanner, Slot, check_world
+from mtl_rcnn.data.planner import Plan, Slot, check_world
 from mtl_rcnn.data.target import Record, Sample
 from mtl_rcnn.errors import DataError, MtlRcnnError, UnreadableImageError
 
@@ -99,7 +99,7 @@ class Loader:
 def build_train_loader(
     records: Sequence[Record],
     mapper: Mapper,
-    planner: BatchPlanner,
+    planner: Plan,
     start_iteration: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -149,7 +149,7 @@ class _Result:
 class _Samples(TorchDataset):
     """(sample index, record index) -> result. Without a planner an unreadable image is left out, not replaced."""
 
-    def __init__(self, records: Any, mapper: Mapper, planner: BatchPlanner | None) -> None:
+    def __init__(self, records: Any, mapper: Mapper, planner: Plan | None) -> None:
         self.records = records
         self.mapper = mapper
         self.planner = planner
@@ -187,7 +187,7 @@ def _bug(record: Record, error: Exception) -> RuntimeError:
 class _PlannedBatches:
     """This rank's part of batch after batch."""
 
-    def __init__(self, planner: BatchPlanner, start: int, rank: int, world: int) -> None:
+    def __init__(self, planner: Plan, start: int, rank: int, world: int) -> None:
         self.planner = planner
         self.start = start
         self.rank = rank

@@ -26,12 +26,19 @@ def repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> np.ndar
         datasets: f(c) is taken over all of their images together; a dataset's own `repeat` multiplies its factors.
         thresh: t above, a fraction of the images; None repeats no image for its classes.
     """
-    records = [record for dataset in datasets for record in dataset.records]
     own = np.repeat([float(dataset.repeat) for dataset in datasets], [len(dataset.records) for dataset in datasets])
+    return own * np.concatenate(image_repeat_factors(datasets, thresh))
+
+
+def image_repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> list[np.ndarray]:
+    """r(i) of the images of each data set, (N_d,) float64: `repeat_factors` without the data sets' own."""
     if thresh is None:
-        return own
-    of_class = class_repeat_factors(records, thresh)
-    return own * [max((of_class[index] for index in _classes(record)), default=1.0) for record in records]
+        return [np.ones(len(dataset.records)) for dataset in datasets]
+    of_class = class_repeat_factors([record for dataset in datasets for record in dataset.records], thresh)
+    return [
+        np.array([max((of_class[index] for index in _classes(record)), default=1.0) for record in dataset.records])
+        for dataset in datasets
+    ]
 
 
 def class_repeat_factors(records: Sequence[Record], thresh: float) -> dict[int, float]:

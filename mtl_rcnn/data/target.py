@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mtl_rcnn.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtl_rcnn.data.faults import Fault
@@ -52,11 +55,42 @@ Prediction = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class GivenBoxes:
+    """Boxes of one image that tasks on regions describe as if they had been detected.
+
+    Attributes:
+        boxes: (N, 4) float32 XYXY pixels of the original image, inside it, none of them empty.
+        classes: (N,) int64 class indices.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
 class Coverage:
     """What one record labels for one task: whether the image counts as labelled, and how many of its instances."""
 
     image: bool
     instances: int = 0
+
+
+@dataclass(frozen=True)
+class WrittenLabel:
+    """A prediction in the form in which a dataset's files hold labels, for one image and one task (`Target.as_label`).
+
+    Attributes:
+        image: fields of the image's entry, plain JSON values.
+        maps: field of the image's entry, whose name ends in `file_name` -> (H, W) uint8 or uint16 in the image's own
+            frame; the caller writes each to a PNG and puts its path into the field.
+        annotations: of an instance task, one per row of the prediction: fields of that instance's annotation as plain
+            JSON values, or None where the task is not sure of it. The detector's have `bbox` [x, y, w, h] in pixels,
+            `category_id` (class index of the label space) and `score`; those of others only what they add.
+    """
+
+    image: Mapping[str, Any] = field(default_factory=dict)
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    annotations: Sequence[Mapping[str, Any] | None] = ()
 
 
 class Target(ABC):
@@ -91,6 +125,30 @@ class Target(ABC):
 
         Instance tasks return rows aligned with `sample["instances"]`.
         """
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel | None:
+        """A prediction as labels that `load` reads back, for datasets that lack them (`tools/pseudo_label.py`).
+
+        Optional: without it a task's predictions cannot become labels.
+
+        Args:
+            record: the image, which has no labels of this task. `vocabularies` holds all that the written file will
+                hold: an index of the network that no id of the record's vocabulary stands for cannot be written (the
+                dataset has words of its own, and these are not among them) and is to be left unknown.
+            prediction: in the image's own frame, made by the task's `to_label`.
+            threshold: least confidence, 0..1, of what becomes a label; the rest stays unknown, where the format can
+                say so.
+
+        Returns:
+            The label; None where nothing is sure enough, so that the image stays without a label of this task.
+
+        Raises:
+            ConfigError: the task does not offer it.
+        """
+        raise ConfigError(
+            f"the task '{self.name}' does not say how its predictions become labels ({type(self).__name__}.as_label); "
+            "leave it out"
+        )
 
     @abstractmethod
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:

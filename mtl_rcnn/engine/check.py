@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mtl_rcnn.data.catalog import Dataset, build_datasets
 from mtl_rcnn.data.coco import CocoData
-from mtl_rcnn.data.coverage import LabelRow, label_table
+from mtl_rcnn.data.coverage import LabelRow, check_useful, label_table
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.faults import Fault
 from mtl_rcnn.data.inspection import image_faults, label_faults, locate, missing_image, repair, write_coco
@@ -27,7 +27,7 @@ from mtl_rcnn.engine.check_report import as_text, write_json
 from mtl_rcnn.engine.data import dataset_specs
 from mtl_rcnn.engine.dry_run import DryRun, dry_run
 from mtl_rcnn.engine.train import resolved
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.progress import Progress
 from mtl_rcnn.visualize.histograms import draw_classes, draw_sizes
 
@@ -112,6 +112,7 @@ def check(cfg: DictConfig) -> CheckReport:
     if targets is not None:
         datasets = [source.dataset for source in report.readable]
         report.coverage = label_table(datasets, targets)
+        report.general += _useless(report)
         report.written += [path for source in report.readable for path in _draw(source, label_space, folder)]
     if cfg.fix_dir is not None:
         report.written += list(_write_repaired(report.readable, Path(cfg.fix_dir)))
@@ -172,6 +173,15 @@ def _build(cfg: DictConfig, report: CheckReport) -> LabelSpace | None:
         report.general.append(str(error))
         return None
     return label_space
+
+
+def _useless(report: CheckReport) -> list[str]:
+    """What training would say of a data set that labels none of its tasks."""
+    try:
+        check_useful(report.coverage, [source.dataset for source in report.sources if "train" in source.splits])
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _build_records(

@@ -13,8 +13,9 @@ from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
-from mtl_rcnn.data.planner import BatchPlanner, check_world
-from mtl_rcnn.data.repeat import repeat_factors
+from mtl_rcnn.data.mixed_plan import MixedPlanner, mixing_shares
+from mtl_rcnn.data.planner import BatchPlanner, Plan, check_world
+from mtl_rcnn.data.repeat import image_repeat_factors, repeat_factors
 from mtl_rcnn.data.target import Sample, Target
 from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.data.views import ViewMapper, Views
@@ -97,16 +98,38 @@ def build_prepare(cfg: DictConfig) -> Callable[[np.ndarray], Sample]:
     return prepare
 
 
-def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> BatchPlanner:
+def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> Plan:
     """Which images make which batch, over all training sets together."""
-    sizes = [(record["height"], record["width"]) for dataset in datasets for record in dataset.records]
-    repeats = repeat_factors(datasets, cfg.data.repeat_thresh)
-    return BatchPlanner(sizes, cfg.solver.batch_size, cfg.data.window, cfg.seed, repeats=repeats)
+    sizes = [[(record["height"], record["width"]) for record in dataset.records] for dataset in datasets]
+    shares = batch_shares(cfg, datasets)
+    plan = (cfg.solver.batch_size, cfg.data.window, cfg.seed)
+    if shares is None:
+        repeats = repeat_factors(datasets, cfg.data.repeat_thresh)
+        return BatchPlanner([size for part in sizes for size in part], *plan, repeats=repeats)
+    factors = image_repeat_factors(datasets, cfg.data.repeat_thresh)
+    samples = _samples(cfg, datasets)
+    return MixedPlanner(sizes, list(shares.values()), *plan, sum(samples.values()), factors)
+
+
+def batch_shares(cfg: DictConfig, datasets: list[Dataset]) -> dict[str, float] | None:
+    """The share of each training set in every batch (`data.mixing`), None where it follows from the images alone."""
+    mixing = cfg.data.get("mixing")
+    if mixing is None or mixing.method is None:
+        return None
+    return mixing_shares(OmegaConf.to_container(mixing, resolve=True), _samples(cfg, datasets))
 
 
 def epoch_length(cfg: DictConfig, datasets: list[Dataset]) -> float:
-    """Training samples of an epoch: the number of images, or with repeats the mean, which need not be whole."""
+    """Training samples of an epoch: the number of images, or with repeats the mean, which need not be whole. That of a
+    mixture is as long, although a data set may have more or less than its own epoch in it."""
     return build_planner(cfg, datasets).epoch_length
+
+
+def _samples(cfg: DictConfig, datasets: list[Dataset]) -> dict[str, float]:
+    """Samples of each data set's epoch, on average."""
+    factors = image_repeat_factors(datasets, cfg.data.repeat_thresh)
+    lengths = [dataset.repeat * own.sum() for dataset, own in zip(datasets, factors)]
+    return {dataset.name: int(n) if n == int(n) else float(n) for dataset, n in zip(datasets, lengths)}
 
 
 def train_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig
 from tabulate import tabulate
@@ -22,18 +22,21 @@ def startup_report(
     ranks: Ranks,
     epoch_length: float,
     repeats: str = "",
+    shares: Mapping[str, float] | None = None,
 ) -> str:
-    """Configuration against the defaults, dataset x task label table, repeated images, parameters by part, effective
-    batch and learning rate.
+    """Configuration against the defaults, dataset x task label table, the training sets' shares, repeated images,
+    parameters by part, effective batch and learning rate.
 
     Args:
         epoch_length: training samples of an epoch, on average.
         repeats: of `data.repeat.repeat_report`.
+        shares: of each training set in every batch, None where they follow from the images alone.
     """
     images = sum({row.dataset: row.images for row in labels}.values())
     parts = [
         "configuration, where it differs from the defaults:\n" + format_diff(config_diff(cfg)),
         "labels:\n" + label_report(labels),
+        "mixture:\n" + mixture_report(cfg, labels, shares) if shares else "",
         "repeats:\n" + repeats if repeats else "",
         "parameters:\n" + parameter_report(model),
         schedule_report(cfg, images, ranks, epoch_length),
@@ -48,6 +51,32 @@ def label_report(labels: Sequence[LabelRow]) -> str:
         for row in labels
     ]
     return tabulate(rows, headers=("dataset", "task", "images labelled", "instances labelled"), colalign=("left",) * 4)
+
+
+def mixture_report(cfg: DictConfig, labels: Sequence[LabelRow], shares: Mapping[str, float]) -> str:
+    """What a mixture (`data.mixing`) means: of every training set and every task the share of a batch, and how often
+    its images come in the whole run.
+
+    A task's images are those that are labelled for it, of all training sets.
+    """
+    solver = cfg.solver
+    images = {row.dataset: row.images for row in labels}
+    drawn = {name: share * solver.batch_size * solver.max_iter for name, share in shares.items()}
+    rows = [("dataset", name, share, drawn[name] / images[name]) for name, share in shares.items()]
+    for task in dict.fromkeys(row.task for row in labels):
+        own = [row for row in labels if row.task == task]
+        part = sum(shares[row.dataset] * row.images_labelled / row.images for row in own)
+        seen = sum(drawn[row.dataset] * row.images_labelled / row.images for row in own)
+        rows.append(("task", task, part, seen / max(sum(row.images_labelled for row in own), 1)))
+    return tabulate(
+        [
+            (kind, name, f"{share:.2%}", f"{share * solver.batch_size:.2f}", f"{epochs:.1f}")
+            for kind, name, share, epochs in rows
+        ],
+        headers=("", "", "share", "images of a batch", "epochs of its own"),
+        disable_numparse=True,
+        colalign=("left", "left", "right", "right", "right"),
+    )
 
 
 def parameter_report(model: MultiTaskRCNN) -> str:

@@ -16,14 +16,21 @@ from torch import nn
 from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.config.resolve import resolve
-from mtl_rcnn.data.coverage import label_table
+from mtl_rcnn.data.coverage import check_useful, label_table
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.repeat import repeat_report
 from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
-from mtl_rcnn.engine.data import epoch_length, evaluation_sets, train_datasets, train_loader, val_datasets
+from mtl_rcnn.engine.data import (
+    batch_shares,
+    epoch_length,
+    evaluation_sets,
+    train_datasets,
+    train_loader,
+    val_datasets,
+)
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
@@ -80,6 +87,7 @@ def train(cfg: DictConfig) -> Outcome:
         cfg = in_iterations(cfg, per_epoch)
         targets = build_targets(cfg, label_space)
         table = label_table(datasets, targets)
+        check_useful(table, datasets)
         if ranks.is_main:
             write_labels(folder, table)
         sets = _evaluation_sets(cfg, targets, label_space, ranks)
@@ -89,7 +97,8 @@ def train(cfg: DictConfig) -> Outcome:
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
         start = _start(cfg, checkpointer, model, optimizer, label_space)
         repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
-        logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats))
+        shares = batch_shares(cfg, datasets)
+        logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats, shares))
         loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
         trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start)
         with _writers(cfg, folder, start["iteration"], ranks) as writers:
@@ -214,6 +223,7 @@ def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) ->
     """A resumed run goes on with the same samples only if what plans them is unchanged."""
     old = OmegaConf.create(dict(saved))
     settings = [(key, *(OmegaConf.select(c, key) for c in (old, cfg))) for key in _STREAM]
+    settings.append(("data.mixing", *(_mixing(c) for c in (old, cfg))))
     settings.append(("repeat of data.train", *([entry.get("repeat", 1) for entry in c.data.train] for c in (old, cfg))))
     for key, before, now in settings:
         if before != now:
@@ -221,6 +231,12 @@ def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) ->
                 f"{key}={now}: {path} was trained with {before}; a resumed run must keep it (choose another output_dir "
                 f"and checkpoint.weights={path} to start anew from these weights)"
             )
+
+
+def _mixing(cfg: DictConfig) -> dict[str, Any] | None:
+    """What says which samples come when; None where nothing is mixed, as in runs before there was a mixture."""
+    node = cfg.data.get("mixing")
+    return None if node is None or node.method is None else OmegaConf.to_container(node, resolve=True)
 
 
 def _trainer(

@@ -76,6 +76,8 @@ class Evaluator(ABC):
     """The metric that stands for the task in tables."""
     classes: tuple[int, ...] | None = None
     """Class indices to score, None for all; an evaluator of a task without classes need not heed it."""
+    on_truth = False
+    """Whether it also wants what the network says of the annotated boxes: `truth_rows` is then called."""
 
     def __init__(self, name: str, label_space: LabelSpace, records: Sequence[Record]) -> None:
         self.name = name
@@ -85,6 +87,18 @@ class Evaluator(ABC):
     @abstractmethod
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
         """Results rows of one image, ids as in the dataset's own JSON."""
+
+    def truth_rows(
+        self, record: Record, annotations: Sequence[Mapping[str, Any]], prediction: Prediction
+    ) -> list[Row]:
+        """Results rows of what the network says of an image's annotated boxes, which stand behind those of `rows`. A
+        field that only they have tells them apart.
+
+        Args:
+            annotations: the N annotations of the record that are not crowds and have a box with something in it.
+            prediction: its N rows are theirs, the scores are one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} wants annotated boxes (on_truth), but has no truth_rows")
 
     @abstractmethod
     def metrics(self, rows: Sequence[Row]) -> Mapping[str, Metric]:

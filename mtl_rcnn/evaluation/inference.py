@@ -15,13 +15,16 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
-from mtl_rcnn.data.target import Prediction, Record, Sample
+from mtl_rcnn.data.target import GivenBoxes, Prediction, Record, Sample
 from mtl_rcnn.errors import DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, Scored
 from mtl_rcnn.evaluation.progress import Progress
 from mtl_rcnn.evaluation.results import write_metrics, write_predictions
 
 logger = logging.getLogger(__name__)
+
+_LEAST_SIDE = 0.01
+"""Pixels. On the way to the network's frame and back, rounding must not leave nothing of an annotated box."""
 
 _Seen = list[tuple[int, dict[str, list[Row]]]]
 """(record index, rows by task) per image in the order one rank saw them."""
@@ -88,6 +91,9 @@ def predict_dataset(
 
     Images that a loader left out as unreadable (its `excluded`, see `data.loader`) count as images without detections.
 
+    Where an evaluator asks for it (`on_truth`), the network also describes the annotated boxes, from the same features:
+    `model.predict_with_given`, of `MultiTaskRCNN` and of `MultiViewNetwork`, is called in place of `model`.
+
     Raises:
         DataError: a sample that is not of the dataset, or, on rank 0, images that were seen twice or never.
     """
@@ -126,17 +132,40 @@ def _predict(
     name: str,
 ) -> Iterator[tuple[int, dict[str, list[Row]]]]:
     index_of = {record["image_id"]: index for index, record in enumerate(records)}
+    on_truth = any(evaluator.on_truth for evaluator in evaluators.values())
     with evaluation_mode(model):
         for batch in loader:
-            for sample, prediction in zip(batch, model(batch), strict=True):
-                index = index_of.get(sample["image_id"])
-                if index is None:
-                    raise DataError(
-                        f"dataset '{name}': the loader gave image {sample['image_id']!r}, which is not in it"
-                    )
-                on_cpu = _to_cpu(prediction)
-                yield index, {task: evaluator.rows(records[index], on_cpu) for task, evaluator in evaluators.items()}
+            indices = [index_of.get(sample["image_id"]) for sample in batch]
+            if None in indices:
+                image_id = batch[indices.index(None)]["image_id"]
+                raise DataError(f"dataset '{name}': the loader gave image {image_id!r}, which is not in it")
+            if on_truth:
+                looked_at = [_with_truth(records[index]) for index in indices]
+                found, described = model.predict_with_given(batch, [given for _, given in looked_at])
+            else:
+                found = model(batch)
+            for place, (index, prediction) in enumerate(zip(indices, found, strict=True)):
+                record, on_cpu = records[index], _to_cpu(prediction)
+                rows = {task: evaluator.rows(record, on_cpu) for task, evaluator in evaluators.items()}
+                if on_truth:
+                    annotations, of_truth = looked_at[place][0], _to_cpu(described[place])
+                    for task, evaluator in evaluators.items():
+                        if evaluator.on_truth:
+                            rows[task] = [*rows[task], *evaluator.truth_rows(record, annotations, of_truth)]
+                yield index, rows
             progress.advance(len(batch))
+
+
+def _with_truth(record: Record) -> tuple[list[Mapping[str, Any]], GivenBoxes]:
+    """The annotations whose boxes can be looked at, and these boxes, clipped to the image."""
+    objects = [entry for entry in record["annotations"] if not entry["iscrowd"] and "bbox" in entry]
+    boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float64).reshape(-1, 4)
+    limit = torch.tensor([record["width"], record["height"]] * 2, dtype=torch.float64)
+    corners = torch.minimum(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).clamp(min=0), limit)
+    seen = (corners[:, 2:] - corners[:, :2] >= _LEAST_SIDE).all(dim=1)
+    kept = [entry for entry, is_seen in zip(objects, seen.tolist()) if is_seen]
+    classes = torch.tensor([entry["category_id"] for entry in kept], dtype=torch.int64)
+    return kept, GivenBoxes(corners[seen].float(), classes)
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:

@@ -6,13 +6,14 @@ while it traces (`script_if_tracing`): a trace holds their loops, and takes thei
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtl_rcnn.data.target import GivenBoxes, Prediction
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.modeling.pooling import RegionPooler
 from mtl_rcnn.modeling.slots import Features
@@ -56,13 +57,40 @@ class InferenceNetwork(nn.Module):
         features = self.backbone(pixels)
         network_sizes = torch.stack([size_of(image, self.pixel_mean) for image in images])
         image_sizes = torch.stack([at_device_of(size, self.pixel_mean) for size in sizes])
-        predictions: list[dict[str, Tensor]] = [{} for _ in images]
+        return self._predictions(len(images), features, size_of(pixels, pixels), network_sizes, image_sizes)
+
+    def predict_with_given(
+        self, images: list[Tensor], sizes: list[Tensor], given: Sequence[GivenBoxes]
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """What `forward` gives, and what the RoI tasks say of given boxes of the same images. The trunk runs once; not
+        exported.
+
+        Args:
+            given: per image.
+        """
+        assert self.regions is not None, "only a network with a detector describes boxes"
+        pixels = normalised_batch(images, self.pixel_mean, self.pixel_std, self.size_divisibility)
+        features = self.backbone(pixels)
+        network_sizes = torch.stack([size_of(image, self.pixel_mean) for image in images])
+        image_sizes = torch.stack([at_device_of(size, self.pixel_mean) for size in sizes])
+        predictions = self._predictions(len(images), features, size_of(pixels, pixels), network_sizes, image_sizes)
+        rows = given_rows(given, network_sizes, image_sizes)
+        rows |= self.regions.describe(features, rows, len(images))
+        described = [
+            self.regions.to_image(rows, index, *pair) for index, pair in enumerate(zip(network_sizes, image_sizes))
+        ]
+        return predictions, described
+
+    def _predictions(
+        self, images: int, features: Features, padded_size: Tensor, network_sizes: Tensor, image_sizes: Tensor
+    ) -> list[dict[str, Tensor]]:
+        predictions: list[dict[str, Tensor]] = [{} for _ in range(images)]
         if self.regions is not None:
             rows = self.regions(features, network_sizes)
             for index, prediction in enumerate(predictions):
                 prediction.update(self.regions.to_image(rows, index, network_sizes[index], image_sizes[index]))
         for task in self.image_tasks:
-            decoded = task.decode(task(features), size_of(pixels, pixels))
+            decoded = task.decode(task(features), padded_size)
             for index, prediction in enumerate(predictions):
                 mine: dict[str, Tensor] = {}
                 for key, value in decoded.items():
@@ -174,6 +202,22 @@ def size_of(image: Tensor, reference: Tensor) -> Tensor:
 def at_device_of(value: Tensor, reference: Tensor) -> Tensor:
     """`value` where `reference` is; a trace would write down the name of today's device instead."""
     return value.to(reference.device)
+
+
+def given_rows(given: Sequence[GivenBoxes], network_sizes: Tensor, image_sizes: Tensor) -> dict[str, Tensor]:
+    """Given boxes as the rows of detections that `RegionNetwork.describe` takes, with scores of one.
+
+    Args:
+        given: per image.
+        network_sizes, image_sizes: (B, 2) int64 height and width, in the network frame and originally.
+    """
+    device = network_sizes.device
+    scales = (network_sizes / image_sizes).flip(1).repeat(1, 2)
+    counts = torch.tensor([len(boxes.classes) for boxes in given], device=device)
+    image_index = torch.arange(len(given), device=device).repeat_interleave(counts)
+    boxes = torch.cat([one.boxes for one in given]).to(device) * scales[image_index]
+    classes = torch.cat([one.classes for one in given]).to(device)
+    return {"boxes": boxes, "scores": torch.ones_like(boxes[:, 0]), "classes": classes, "image_index": image_index}
 
 
 def _distinct(poolers: Iterable[RegionPooler]) -> tuple[nn.ModuleList, list[int]]:

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from mtl_rcnn.data.target import Prediction, Sample, valid_mask
+from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
 from mtl_rcnn.modeling.slots import DetectorSample, Features, ImageTask, LossParts, Task
@@ -87,12 +87,19 @@ class MultiTaskRCNN(nn.Module):
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         """One prediction per image, in its original frame (`height` and `width` of the sample; else the image's
         own size)."""
-        images = [sample["image"] for sample in samples]
-        sizes = [
-            torch.tensor([sample.get("height", image.shape[-2]), sample.get("width", image.shape[-1])])
-            for sample, image in zip(samples, images)
-        ]
-        return self.predict_tensors(images, sizes)
+        return self.predict_tensors(*_with_sizes(samples))
+
+    @torch.no_grad()
+    def predict_with_given(
+        self, samples: Sequence[Sample], given: Sequence[GivenBoxes]
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """What `predict` gives, and what the RoI tasks say of given boxes of the same images, as rows of the same form
+        with scores of one. The trunk runs once.
+
+        Args:
+            given: per image.
+        """
+        return InferenceNetwork(self).predict_with_given(*_with_sizes(samples), given)
 
     @torch.no_grad()
     def predict_tensors(self, images: Sequence[Tensor], image_sizes: Sequence[Tensor]) -> list[Prediction]:
@@ -142,3 +149,13 @@ class MultiTaskRCNN(nn.Module):
         chosen = torch.nonzero(valid).squeeze(1).tolist()
         targets = [samples[index]["targets"][task.name] for index in chosen]
         return task.losses(raw, targets, [tuple(images.image_sizes[index]) for index in chosen])
+
+
+def _with_sizes(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Tensor]]:
+    """The samples' images, and (2,) int64 original height and width of each; else the image's own."""
+    images = [sample["image"] for sample in samples]
+    sizes = [
+        torch.tensor([sample.get("height", image.shape[-2]), sample.get("width", image.shape[-1])])
+        for sample, image in zip(samples, images)
+    ]
+    return images, sizes

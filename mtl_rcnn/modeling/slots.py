@@ -236,6 +236,12 @@ class RoiTask(RegionTask):
         """
         raise NotImplementedError
 
+    def to_label(
+        self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor
+    ) -> dict[str, Tensor]:
+        """What `Target.as_label` is given: `to_image`, and whatever else says how sure the task is. Never exported."""
+        return self.to_image(decoded, boxes, scale, image_size)
+
     def grids(self, raw: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """What of R detections has a fixed size, before anything depends on how large a box or an image is; for
         formats without loops (ONNX). By default the raw output.
@@ -297,6 +303,11 @@ class ImageTask(Task):
             image_size: (2,) int64 original height and width.
         """
         raise NotImplementedError
+
+    def to_label(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:
+        """What `Target.as_label` is given: `to_image`, and whatever else says how sure the task is, such as a
+        probability per pixel. Never exported."""
+        return self.to_image(decoded, network_size, image_size)
 
     def merge_views(self, views: list[DecodedView], image_size: Tensor) -> dict[str, Tensor]:
         """One image's prediction in its original frame from several views of it (test-time augmentation). Only the task

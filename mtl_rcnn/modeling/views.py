@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtl_rcnn.data.target import Prediction, Sample
+from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample
 from mtl_rcnn.data.views import View
-from mtl_rcnn.modeling.inference import InferenceNetwork, RegionNetwork, normalised_batch, size_of
+from mtl_rcnn.modeling.inference import InferenceNetwork, RegionNetwork, given_rows, normalised_batch, size_of
 from mtl_rcnn.modeling.slots import DecodedView, Features
 
 
@@ -43,11 +43,29 @@ class MultiViewNetwork(nn.Module):
         Raises:
             ConfigError: a task cannot be mirrored back, or averaged.
         """
-        return [self._merged(sample["views"], sample["height"], sample["width"]) for sample in samples]
+        return [self._merged([self._see(view) for view in s["views"]], self._size(s)) for s in samples]
 
-    def _merged(self, views: Sequence[View], height: int, width: int) -> Prediction:
-        image_size = torch.tensor([height, width], device=self.network.pixel_mean.device)
-        seen = [self._see(view) for view in views]
+    @torch.no_grad()
+    def predict_with_given(
+        self, samples: Sequence[Sample], given: Sequence[GivenBoxes]
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """What `forward` gives, and what the RoI tasks say of given boxes, averaged over the views as for detections.
+        See `MultiTaskRCNN`."""
+        regions = self.network.regions
+        assert regions is not None, "only a network with a detector describes boxes"
+        predictions, described = [], []
+        for sample, boxes in zip(samples, given, strict=True):
+            seen, image_size = [self._see(view) for view in sample["views"]], self._size(sample)
+            predictions.append(self._merged(seen, image_size))
+            frame = _frame(seen)
+            rows = _described(regions, given_rows([boxes], frame.size[None], image_size[None]), seen, frame)
+            described.append(regions.to_image(rows, 0, frame.size, image_size))
+        return predictions, described
+
+    def _size(self, sample: Sample) -> Tensor:
+        return torch.tensor([sample["height"], sample["width"]], device=self.network.pixel_mean.device)
+
+    def _merged(self, seen: Sequence[_Seen], image_size: Tensor) -> Prediction:
         prediction: Prediction = {}
         if self.network.regions is not None:
             prediction |= _merged_regions(self.network.regions, seen, image_size)
@@ -83,11 +101,23 @@ class _Seen:
 
 
 def _merged_regions(regions: RegionNetwork, seen: Sequence[_Seen], image_size: Tensor) -> Prediction:
-    frame = max((view for view in seen if not view.mirrored), key=lambda view: int(view.size.prod()))
+    frame = _frame(seen)
     found = [regions.detect(view.features, view.size[None]) for view in seen]
     boxes = torch.cat([_moved(rows["boxes"], view, frame) for rows, view in zip(found, seen)])
     scores, classes = (torch.cat([rows[name] for rows in found]) for name in ("scores", "classes"))
     rows = regions.detector.merge_views(boxes, scores, classes, frame.size)
+    return regions.to_image(_described(regions, rows, seen, frame), 0, frame.size, image_size)
+
+
+def _frame(seen: Sequence[_Seen]) -> _Seen:
+    """The view whose frame is that of the results."""
+    return max((view for view in seen if not view.mirrored), key=lambda view: int(view.size.prod()))
+
+
+def _described(
+    regions: RegionNetwork, rows: dict[str, Tensor], seen: Sequence[_Seen], frame: _Seen
+) -> dict[str, Tensor]:
+    """Boxes with what every RoI task says of them over all views, as rows."""
     pooled = [regions.pool(view.features, [_moved(rows["boxes"], frame, view)]) for view in seen]
     for index, task in enumerate(regions.tasks):
         raws = []
@@ -96,7 +126,7 @@ def _merged_regions(regions: RegionNetwork, seen: Sequence[_Seen], image_size: T
             raws.append(task.unflip(raw) if view.mirrored else raw)
         raw = task.average(raws) if len(raws) > 1 else raws[0]
         rows |= task.decode(raw, rows["boxes"], rows["classes"], rows["image_index"])
-    return regions.to_image(rows, 0, frame.size, image_size)
+    return rows
 
 
 def _moved(boxes: Tensor, source: _Seen, target: _Seen) -> Tensor:

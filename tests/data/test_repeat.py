@@ -64,7 +64,7 @@ def test_images_come_as_often_as_their_factors_say() -> None:
     epochs = 2000
     seen = np.zeros(len(factors))
     for epoch in range(epochs):
-        counts = np.bincount(plan._epoch_order(epoch), minlength=len(factors))
+        counts = np.bincount(plan.epochs.order(epoch), minlength=len(factors))
         assert ((counts == np.floor(factors)) | (counts == np.ceil(factors))).all()
         seen += counts
     fraction = factors - np.floor(factors)
@@ -91,7 +91,7 @@ def test_the_stream_holds_whole_epochs_one_after_the_other() -> None:
     assert sorted(record_of) == list(range(len(record_of)))
     position = 0
     for epoch in range(6):
-        order = plan._epoch_order(epoch)
+        order = plan.epochs.order(epoch)
         assert [record_of[position + n] for n in range(len(order))] == order.tolist()
         position += len(order)
 
@@ -115,7 +115,7 @@ def test_ranks_share_the_same_batches() -> None:
 def test_copies_keep_apart() -> None:
     plan = planner([4.0] * 4 + [1.0] * 60)
     for epoch in range(20):
-        order = plan._epoch_order(epoch)
+        order = plan.epochs.order(epoch)
         for record in range(4):
             assert np.diff(np.flatnonzero(order == record)).min() > 5
     batches = [[record for _, record in planner([3.5] * 12, 4, 32).batch(index)] for index in range(200)]
