@@ -59,6 +59,7 @@ setup(
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
+            "mtl-rcnn-pseudo-label=mtl_rcnn.console:pseudo_label",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
             "mtl-rcnn-check=mtl_rcnn.console:check",
             "mtl-rcnn-doctor=mtl_rcnn.doctor:main",

@@ -16,8 +16,10 @@ import torch
 from bad_input_plants import (
     Evil,
     category,
+    classes,
     cut,
     cut_checkpoint,
+    distances,
     edit,
     entry,
     evaluate_unknown,
@@ -25,6 +27,7 @@ from bad_input_plants import (
     image,
     load_checkpoint,
     mix,
+    no_vocabulary,
     non_utf8,
     nothing,
     raw,
@@ -70,6 +73,7 @@ class Case:
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
 CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
+MAPS = "Maps of classes and of depth"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
@@ -214,6 +218,29 @@ CASES = [
              run=mix("data.mixing.method=uniform", repeat=3)),
     _mixture("a training set that labels no selected task", "dataset 'toy' trains nothing: it labels no image for any",
              run=specify(tasks=[])),
+    # Maps of classes and of depth
+    Case(MAPS, "a class id that the vocabulary lacks", "3072 pixels have the class id 2: expected ids of", classes(2)),
+    Case(MAPS, "a map of another size than its image", "classes/12.png is 9 x 7 pixels", classes(0, (7, 9))),
+    Case(MAPS, "a map in colours", "classes/12.png has 3 values per pixel (R, G, B): expected one",
+         classes(0, (64, 48, 3))),
+    Case(MAPS, "a map whose file is missing", "there is no label file", classes(Path.unlink)),
+    Case(MAPS, "a truncated map", "the label file cannot be read", classes(cut)),
+    Case(MAPS, "a web page saved as a map", "the label file cannot be read", classes(lambda p: p.write_text("<html>"))),
+    Case(MAPS, "a map that is declared and not named", "image 14 has no 'sem_seg_file_name', but the dataset declares",
+         nothing, specify(tasks=["semantic"])),
+    Case(MAPS, "a map of classes without a vocabulary", "the task 'semantic' needs the vocabulary 'sem_seg_classes'",
+         no_vocabulary, error=ConfigError),
+    Case(MAPS, "distances of another size than their image", "distances/12.png is 9 x 7 pixels", distances(5, (7, 9))),
+    Case(MAPS, "negative distances", "3072 pixels are negative or not finite, such as -5", distances(-5)),
+    Case(MAPS, "distances that are not finite", "3072 pixels are negative or not finite, such as nan",
+         distances(float("nan"))),
+    Case(MAPS, "a map that knows no distance", "no pixel is within 0.001 to 80 m (values go from 0 to 0", distances(0)),
+    Case(MAPS, "distances without a scale", "image 12: depth_scale is None: expected the values per metre",
+         edit(lambda c: c["images"][1].update(depth_scale=None))),
+    Case(MAPS, "distances of another scale", "no pixel is within 0.001 to 80 m (values go from 0 to 6000",
+         edit(lambda c: c["images"][1].update(depth_scale=0.001))),
+    Case(MAPS, "distances that are declared and not named", "image 14 has no 'depth_file_name', but the dataset",
+         nothing, specify(tasks=["depth"])),
 ]  # fmt: skip
 
 

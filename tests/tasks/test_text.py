@@ -177,11 +177,11 @@ def test_losses_are_sums_over_drawn_and_valid_anchors() -> None:
     assert [count.item() for _, count in losses.values()][0] == 128
     assert losses["cls"][0].item() == pytest.approx(128 * math.log(2), rel=1e-5)
     assert losses["vertical"][1] > losses["side"][1] > 0
+    twice = subject.losses(torch.zeros(2, 8, 12, 10, 5), [label, label], [(128, 192)] * 2)
+    assert all(twice[part][0].item() == pytest.approx(2 * losses[part][0].item()) for part in losses)
     right = subject.losses(true_raw(subject, label), [label], [(128, 192)])
     assert right["cls"][0] < 0.2
     assert right["vertical"][0] == right["side"][0] == 0
-    twice = subject.losses(torch.zeros(2, 8, 12, 10, 5), [label, label], [(128, 192)] * 2)
-    assert all(twice[part][0].item() == pytest.approx(2 * losses[part][0].item()) for part in losses)
 
 
 def test_ignored_lines_are_no_background() -> None:
