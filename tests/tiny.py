@@ -48,12 +48,9 @@ TASKS = {
     ],
     "mask": ["tasks.mask.conv_dims=[16,16,16]"],
     "keypoint": ["tasks.keypoint.conv_dims=[16,16]"],
-<<<<<<< HEAD
     "attribute": ["tasks.attribute.fc_dims=[16]"],
-=======
     "semantic": ["tasks.semantic.decoder.conv_dim=32"],
     "depth": ["tasks.depth.decoder.conv_dim=32"],
->>>>>>> 2acac52
     "text": ["tasks.text.conv_dim=16", "tasks.text.hidden_dim=8", "tasks.text.fc_dim=16"],
 }
 """Overrides of each task that has knobs worth shrinking."""

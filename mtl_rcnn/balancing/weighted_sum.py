@@ -17,7 +17,8 @@ class WeightedSum(Scalarizer):
 
     Args:
         parts: all loss names, "task/part".
-        weights: weight of a whole task ("task") or of one part ("task/part", which multiplies the task's); None for none.
+        weights: weight of a whole task ("task") or of one part ("task/part", which multiplies the task's); None
+            for none.
 
     Raises:
         ConfigError: a weight of something that is not a loss, or that is negative.
