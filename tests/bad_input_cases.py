@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from bad_input_plants import (
+    ICDAR,
     Evil,
     category,
     classes,
@@ -24,7 +25,9 @@ from bad_input_plants import (
     entry,
     evaluate_unknown,
     folder,
+    icdar,
     image,
+    lines,
     load_checkpoint,
     mix,
     no_vocabulary,
@@ -78,6 +81,8 @@ _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
+
+LINES = "Lines of text"
 
 CASES = [
     # Images
@@ -241,6 +246,25 @@ CASES = [
          edit(lambda c: c["images"][1].update(depth_scale=0.001))),
     Case(MAPS, "distances that are declared and not named", "image 14 has no 'depth_file_name', but the dataset",
          nothing, specify(tasks=["depth"])),
+    # Lines of text
+    Case(LINES, "a polygon of three corners", "image 11, line 1 of 'text_lines': its polygon is [6, 30, 50, 28, 50, 42]",
+         lines(1, polygon=[6, 30, 50, 28, 50, 42])),
+    Case(LINES, "a polygon with NaN", "has a coordinate that is not finite",
+         lines(0, polygon=[float("nan"), 4, 60, 4, 60, 16, 4, 16])),
+    Case(LINES, "a polygon outside the image", "lies outside the image of 64 x 48 pixels",
+         lines(0, polygon=[104, 4, 160, 4, 160, 16, 104, 16])),
+    Case(LINES, "a line that is a text", "line 0 of 'text_lines': its polygon is 'upper'",
+         edit(lambda c: c["images"][0].update(text_lines=["upper"]))),
+    Case(LINES, "lines that are no list", "'text_lines' is 'upper'; expected a list",
+         edit(lambda c: c["images"][0].update(text_lines="upper"))),
+    Case(LINES, "lines that are declared and missing", "image 13 has no 'text_lines', but the dataset declares",
+         nothing, specify(tasks=["text"])),
+    Case(LINES, "an ICDAR line of seven coordinates", "gt_12.txt, line 2: '4,5,20,5,20,9,4,word'; expected x1,y1,x2,y2,",
+         icdar("4,5,20,5,20,9,4,word"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR line without a transcription", "gt_12.txt, line 2: '4,5,20,5,20,9,4,9'; expected x1,y1,x2,y2,",
+         icdar("4,5,20,5,20,9,4,9"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR file that is not UTF-8", "gt_12.txt: is not UTF-8",
+         icdar(b"4,5,20,5,20,9,4,9,caf\xe9"), specify(**ICDAR)),
 ]  # fmt: skip
 
 

@@ -57,7 +57,9 @@ def test_nothing_gives_nothing() -> None:
 
 @pytest.mark.parametrize("slope", [0.25, -0.3])
 def test_an_oriented_line_is_a_rectangle_along_its_edges(slope: float) -> None:
-    strips = [strip(column, 100 + slope * (column + 0.5) * 16, 120 + slope * (column + 0.5) * 16) for column in range(9)]
+    strips = [
+        strip(column, 100 + slope * (column + 0.5) * 16, 120 + slope * (column + 0.5) * 16) for column in range(9)
+    ]
     ((polygon,), _) = connected(strips)
     corners = polygon.reshape(4, 2)
     edges = np.roll(corners, -1, axis=0) - corners
