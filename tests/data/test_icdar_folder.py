@@ -77,7 +77,7 @@ def test_other_faults(folder: Path, tmp_path: Path) -> None:
         read_dataset(spec(folder, READER | {"form": "boxes"}))
     with pytest.raises(ConfigError, match=r"reader\.form=words: expected quadrilaterals or boxes"):
         read_dataset(spec(folder, READER | {"form": "words"}))
-    with pytest.raises(DataError, match="no folder .*elsewhere"):
+    with pytest.raises(DataError, match=r"no folder .*elsewhere"):
         read_dataset(spec(folder, READER, annotations=str(tmp_path / "elsewhere")))
     (folder / "gt_img_2.txt").write_bytes(b"3,4,30,5,30,20,3,19,Caf\xe9\n")
     with pytest.raises(DataError, match=r"gt_img_2\.txt: is not UTF-8"):
