@@ -20,7 +20,7 @@ setup(
         "torchvision>=0.23",
         "detectron2>=0.5",
         "numpy>=1.24,<3",
-        "pillow>=10",
+        "pillow>=10.1",
         "opencv-python>=4.8",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
