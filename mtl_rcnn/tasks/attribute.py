@@ -500,6 +500,7 @@ class AttributeTask(RoiTask):
 
     Args:
         conv_dims, fc_dims, norm: layers before it, as of the detector's second stage.
+        scalars: scalar group -> mean and standard deviation of its values; absent ones have those of the vocabulary.
         class_hidden: H units of a layer between that also sees the class, relu(W features + e[class]), 0 for none: what
             the features and an embedding of the class, concatenated, become in a linear layer (bottom-up attention,
             section 3.1, as of the code of arXiv 2001.03615).
@@ -521,6 +522,7 @@ class AttributeTask(RoiTask):
         conv_dims: Sequence[int],
         fc_dims: Sequence[int],
         norm: str,
+        scalars: Mapping[str, Sequence[float]],
         class_hidden: int,
         focal_gamma: float,
         focal_alpha: float,
@@ -530,9 +532,10 @@ class AttributeTask(RoiTask):
         super().__init__(name, label_space, features, **pooling)
         self.groups = read_groups(label_space, name)
         ticked = [group for group in self.groups if group.kind != SCALAR]
-        scalars = [group for group in self.groups if group.kind == SCALAR]
+        measured = [group for group in self.groups if group.kind == SCALAR]
+        moments = self._moments(measured, scalars)
         self.num_values = sum(len(group.values) for group in ticked)
-        self.num_scalars = len(scalars)
+        self.num_scalars = len(measured)
         self.sizes = [*(len(group.values) for group in ticked), self.num_scalars]  # of the channels, in order
         self.exclusive = [*(group.kind == CATEGORICAL for group in ticked), False]
         self.focal = (float(focal_gamma), float(focal_alpha))
@@ -545,8 +548,8 @@ class AttributeTask(RoiTask):
             ("mirror", torch.tensor(mirror, dtype=torch.int64)),
             ("belongs", torch.tensor(belongs, dtype=torch.bool)),
             ("free", torch.tensor(free, dtype=torch.bool)),
-            ("mean", torch.tensor([group.mean for group in scalars])),
-            ("std", torch.tensor([group.std for group in scalars])),
+            ("mean", torch.tensor([mean for mean, _ in moments])),
+            ("std", torch.tensor([std for _, std in moments])),
         ):
             self.register_buffer(key, value, persistent=False)
         self.head = FastRCNNConvFCHead(
@@ -655,6 +658,25 @@ class AttributeTask(RoiTask):
                 "go together; choose tta.flip=false"
             )
         return raw
+
+    def _moments(self, measured: Sequence[Group], given: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each scalar group. ConfigError: of no such group, or malformed ones."""
+        names = [group.name for group in measured]
+        for name, pair in given.items():
+            key = f"tasks.{self.name}.scalars.{name}"
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise ConfigError(f"{key}: no such scalar group{suggest(name, names)}; there are {known}")
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not are_numbers(pair) or pair[1] <= 0:
+                raise ConfigError(f"{key}={_short(pair)}: expected [mean, standard deviation above 0]")
+        for group in measured:
+            if group.name not in given and (group.mean, group.std) == (0.0, 1.0):
+                logger.warning(
+                    "the scalar attribute '%s' is not normalised: set tasks.%s.scalars.%s=[mean, standard deviation] "
+                    "where these are far from 0 and 1",
+                    *(group.name, self.name, group.name),
+                )
+        return [tuple(map(float, given.get(group.name, (group.mean, group.std)))) for group in measured]
 
     def _channels(self, raw: Tensor, classes: Tensor) -> Tensor:
         """(R, V + S) of (R,) classes, in float32."""

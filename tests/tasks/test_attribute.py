@@ -35,6 +35,7 @@ KNOBS: dict[str, Any] = {
     "conv_dims": [],
     "fc_dims": [12],
     "norm": "",
+    "scalars": {},
     "class_hidden": 0,
     "focal_gamma": 0.0,
     "focal_alpha": -1.0,
@@ -339,6 +340,20 @@ def test_unflip_swaps_channels_or_says_that_it_cannot() -> None:
         ConfigError, match="class_hidden and flip_pairs of the vocabulary 'attributes' do not go together"
     ):
         task(SIDE, class_hidden=4).unflip(raw)
+
+
+def test_scalars_are_normalised_as_the_configuration_says(caplog: pytest.LogCaptureFixture) -> None:
+    made = task(scalars={"weight": [3, 0.5]})
+    assert (made.mean.tolist(), made.std.tolist()) == ([40.0, 3.0], [20.0, 0.5])
+    assert not caplog.text
+    task(WEIGHT)
+    assert "the scalar attribute 'weight' is not normalised: set tasks.attribute.scalars.weight=" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"scalars.wight: no such scalar group \(did you mean 'weight'\?\); there are age"
+    ):
+        task(scalars={"wight": [0, 1]})
+    with pytest.raises(ConfigError, match=r"scalars.weight=\[3\]: expected \[mean, standard deviation above 0\]"):
+        task(scalars={"weight": [3]})
 
 
 def test_the_manifest_says_what_each_column_is() -> None:
