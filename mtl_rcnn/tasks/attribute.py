@@ -28,7 +28,7 @@ from mtl_rcnn.data.dataset_spec import suggest
 from mtl_rcnn.data.faults import Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, WrittenLabel, place_of
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco_rows import RowReader, xyxy_to_xywh
 from mtl_rcnn.evaluation.coco_truth import number_images
@@ -221,6 +221,21 @@ class AttributeTarget(InstanceTarget):
             return {"attribute_scores": torch.zeros(number, self.labels.values), "attribute_scalars": scalars}
         scores = (instances.gt_attribute_values == 1).float()
         return {"attribute_scores": scores, "attribute_scalars": instances.gt_attribute_scalars.clone()}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """`attributes` of each object: a categorical value that is likely enough, whether a binary one holds or not,
+        and a multilabel group if every one of its values is sure. Scalars, of which nobody says how sure they are, stay
+        unknown."""
+        entries = self.label_space.vocabularies[VOCABULARY]
+        writable = {entries[index]["name"] for index in record["vocabularies"].get(VOCABULARY, {}).values()}
+        groups = [group for group in self.groups if group.kind != SCALAR and group.name in writable]
+        rows: list[dict[str, Any] | None] = []
+        for class_index, scores in zip(prediction["classes"].tolist(), prediction["attribute_scores"].tolist()):
+            own = [(group, scores[group.columns]) for group in groups if class_index in group.classes]
+            sure = {group.name: _sure(group, probabilities, threshold) for group, probabilities in own}
+            known = {name: label for name, label in sure.items() if label is not None}
+            rows.append({VOCABULARY: known} if known else None)
+        return WrittenLabel(annotations=rows)
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """Under each box what holds, such as "red, striped, age 31": values of at least `shown`, and scalars."""
@@ -749,6 +764,17 @@ def _found(encounter: Encounter) -> list[tuple[int, int]]:
 def _known(values: np.ndarray, scalars: np.ndarray) -> np.ndarray:
     """(N,) bool: of which anything is known."""
     return (values != UNKNOWN).any(axis=1) | np.isfinite(scalars).any(axis=1)
+
+
+def _sure(group: Group, probabilities: Sequence[float], threshold: float) -> Any:
+    """A label of the group of which every part is at least as likely as `threshold`, None if there is none."""
+    if group.kind == CATEGORICAL:
+        best = max(probabilities)
+        return group.values[list(probabilities).index(best)] if best >= threshold else None
+    if any(max(probability, 1 - probability) < threshold for probability in probabilities):
+        return None
+    holds = [value for value, probability in zip(group.values, probabilities) if probability >= 0.5]
+    return bool(holds) if group.kind == BINARY else holds
 
 
 def _percent(share: float, reason: str | None = None) -> Metric:

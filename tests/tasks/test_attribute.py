@@ -535,6 +535,28 @@ def test_rows_of_another_form_are_named(change: dict[str, Any], said: str) -> No
         evaluator().metrics(rows)
 
 
+def test_predictions_become_labels_where_they_are_sure() -> None:
+    image = {**record(None, None, None, classes=(0, 1, 2)), "vocabularies": {"attributes": {0: 0, 1: 1, 2: 2, 7: 3}}}
+    scores = torch.tensor(
+        [
+            [0.1, 0.8, 0.1, 0.95, 0.05, 0.9, 1.0, 0.0, 0.0],
+            [0.4, 0.3, 0.3, 0.95, 0.6, 0.1, 1.0, 0.0, 0.0],
+            [0.4, 0.3, 0.3, 0.1, 0.0, 0.4, 1.0, 0.0, 0.0],
+        ]
+    )
+    found = {"classes": torch.tensor([0, 1, 2]), "attribute_scores": scores, "attribute_scalars": torch.zeros(3, 2)}
+    labels = target().as_label(image, found, 0.7).annotations
+    # The data set has no word for sides; person and tree are never parked; scalars are never sure.
+    assert labels[0] == {"attributes": {"colour": "green", "marks": ["rim"]}}
+    assert labels[1] == {"attributes": {"parked": False}}
+    assert labels[2] == {"attributes": {"marks": []}}
+    for entry, label in zip(image["annotations"], labels):
+        entry |= label
+    assert target().check(image).instances == 3
+    image["vocabularies"] = {}
+    assert target().as_label(image, found, 0.7).annotations == [None] * 3
+
+
 def test_drawing_names_what_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setattr(Canvas, "note", lambda self, box, text, color: notes.append(text))
