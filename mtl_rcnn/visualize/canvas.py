@@ -69,7 +69,7 @@ class Canvas:
         size = (round(self.width * self.scale), round(self.height * self.scale))
         smooth = cv2.INTER_CUBIC if self.scale > 1 else cv2.INTER_AREA
         self._pixels = cv2.resize(image, size, interpolation=smooth) if self.scale != 1 else image.copy()
-        self._labels: list[tuple[str, _Rectangle, Color]] = []
+        self._labels: list[tuple[str, _Rectangle, Color, bool]] = []
         self._captions: list[tuple[str, Color]] = []
         self._rasters = 0
         side = float(np.sqrt(size[0] * size[1]))
@@ -85,21 +85,26 @@ class Canvas:
             width, height = self._text_size(text)
             taken.append(self._inside(0, line * height, width, height))
             self._text(pixels, text, taken[-1], color)
-        small = [around for _, around, _ in self._labels if _area(around) < _SMALL]
-        for text, around, color in self._labels:
-            taken.append(self._place(text, around, taken, small))
+        small = [around for _, around, _, _ in self._labels if _area(around) < _SMALL]
+        for text, around, color, below in self._labels:
+            taken.append(self._place(text, around, taken, small, below))
             self._text(pixels, text, taken[-1], color)
         return pixels
 
     def box(self, xyxy: Sequence[float] | Tensor, label: str = "", color: Color = WHITE) -> None:
         """Outline of a box, XYXY in image pixels, with a text above it (or inside, where there is no room)."""
-        x0, y0, x1, y1 = (float(value) * self.scale for value in xyxy)
+        x0, y0, x1, y1 = self._scaled(xyxy)
         corners = [self._fixed(x0, y0), self._fixed(x1, y1)]
         # A dark rim keeps bright lines visible on bright ground.
         cv2.rectangle(self._pixels, *corners, BLACK, self._line + 2, cv2.LINE_AA, _SHIFT)
         cv2.rectangle(self._pixels, *corners, color, self._line, cv2.LINE_AA, _SHIFT)
         if label:
-            self._labels.append((label, (round(x0), round(y0), round(x1), round(y1)), color))
+            self._labels.append((label, (round(x0), round(y0), round(x1), round(y1)), color, False))
+
+    def note(self, xyxy: Sequence[float] | Tensor, text: str, color: Color = WHITE) -> None:
+        """A text below a box, XYXY in image pixels, that something else draws (or inside, where there is no room)."""
+        x0, y0, x1, y1 = (round(value) for value in self._scaled(xyxy))
+        self._labels.append((text, (x0, y0, x1, y1), color, True))
 
     def mask(self, mask: np.ndarray | Tensor, color: Color = WHITE, alpha: float = 0.45) -> None:
         """(H, W) bool of the image's size, laid over it with an outline."""
@@ -163,7 +168,12 @@ class Canvas:
         self._captions.append((text, color))
 
     def _place(
-        self, text: str, around: _Rectangle, taken: Sequence[_Rectangle], small: Sequence[_Rectangle]
+        self,
+        text: str,
+        around: _Rectangle,
+        taken: Sequence[_Rectangle],
+        small: Sequence[_Rectangle],
+        below: bool = False,
     ) -> _Rectangle:
         """Of the places near the box the one that hides least: first of other labels, then of small objects."""
         width, height = self._text_size(text)
@@ -177,6 +187,8 @@ class Canvas:
             (x1 - width, y0),
         ]
         beside = [(x1, y0), (x0 - width, y0), (x0, y0 - 2 * height), (x0, y1 + height)]
+        if below:
+            corners = [(x0, y1), (x0, y1 - height), (x1 - width, y1), (x0, y0), (x1 - width, y1 - height)]
         places = [self._inside(x, y, width, height) for x, y in (*corners, *beside)]
 
         def hidden(place: _Rectangle) -> int:
@@ -184,6 +196,10 @@ class Canvas:
             return 4 * labels + sum(_overlap(place, other) for other in small)
 
         return min(places, key=hidden)
+
+    def _scaled(self, xyxy: Sequence[float] | Tensor) -> tuple[float, float, float, float]:
+        x0, y0, x1, y1 = (float(value) * self.scale for value in xyxy)
+        return x0, y0, x1, y1
 
     def _inside(self, x: int, y: int, width: int, height: int) -> _Rectangle:
         """The rectangle moved into the drawing."""
