@@ -93,9 +93,10 @@ class Bench:
 
     def row(self, setting: str, tasks: Sequence[str]) -> dict[str, Any]:
         """What a network of these tasks reaches in a setting."""
-        sets = [self._entry(setting, task) for task in TASKS if setting == "distilled" or task in tasks]
         if setting == "full":
-            sets = [self._full()]
+            sets = [self._set("shapes_train", self.data / "annotations" / "instances_train.json", list(TASKS))]
+        else:
+            sets = [self._half(setting, task) for task in TASKS if setting == "distilled" or task in tasks]
         folder = self.train(f"{setting}_{'_'.join(tasks)}", tasks, sets)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found = {f"{t}/{name}": metrics[f"shapes_val/{t}/{name}"] for t in tasks for name in SHOWN[t]}
@@ -118,10 +119,7 @@ class Bench:
         kept = [word for word in self.overrides if not word.startswith(tuple(f"tasks.{task}." for task in away))]
         return [*kept, *(f"~tasks.{task}" for task in away)]
 
-    def _full(self) -> dict[str, Any]:
-        return self._set("shapes_train", self.data / "annotations" / "instances_train.json", list(TASKS))
-
-    def _entry(self, setting: str, task: str) -> dict[str, Any]:
+    def _half(self, setting: str, task: str) -> dict[str, Any]:
         """The half that is labelled for a task; in `distilled` with the other's pseudo labels."""
         if setting == "halves":
             return self._set(f"half_{task}", self.data / "annotations" / f"half_{task}.json", [task])
@@ -130,10 +128,10 @@ class Bench:
     def _distil(self, half: str) -> Path:
         """Labels the half that is labelled for one task for the other, by the network that learned this alone."""
         (missing,) = (task for task in TASKS if task != half)
-        teacher = self.train(f"halves_{missing}", [missing], [self._entry("halves", missing)])
+        teacher = self.train(f"halves_{missing}", [missing], [self._half("halves", missing)])
         folder = self.out / f"pseudo_{missing}"
         if not folder.is_dir():
-            given = _hydra(self._entry("halves", half))
+            given = _hydra(self._half("halves", half))
             words = [f"network={teacher}", f"only_tasks=[{missing}]", f"dataset={given}", "threshold=0"]
             _run("tools/pseudo_label.py", *words, f"output_dir={folder}", "device=cpu", "workers=1")
         return folder
