@@ -42,6 +42,7 @@ from bad_input_plants import (
     turned,
     twice,
     type_,
+    vocabulary,
 )
 from PIL import Image
 from toy import Toy
@@ -76,9 +77,10 @@ class Case:
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
 CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
-MAPS = "Maps of classes and of depth"
+MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
+_attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
@@ -265,6 +267,29 @@ CASES = [
          icdar("4,5,20,5,20,9,4,9"), specify(**ICDAR)),
     Case(LINES, "an ICDAR file that is not UTF-8", "gt_12.txt: is not UTF-8",
          icdar(b"4,5,20,5,20,9,4,9,caf\xe9"), specify(**ICDAR)),
+    # Attributes
+    _attributes("a group that the vocabulary lacks", "lacks (did you mean 'colour'?)",
+                entry(101, attributes={"color": "red"})),
+    _attributes("a value that the group lacks", "annotation 101 has the attribute colour='purple', which is not one of",
+                entry(101, attributes={"colour": "purple"})),
+    _attributes("a list for one of several values", "expected one name of red, green, blue",
+                entry(101, attributes={"colour": ["red"]})),
+    _attributes("a name for any of several values", "expected a list of names of rim, dots, stripes",
+                entry(101, attributes={"marks": "rim"})),
+    _attributes("a text for a number", "weight='3.5': expected a finite number",
+                entry(101, attributes={"weight": "3.5"})),
+    _attributes("NaN for a number", "weight=nan: expected a finite number",
+                entry(101, attributes={"weight": float("nan")})),
+    _attributes("a group of other classes", "but is a 'disc': the attribute belongs to figure, square",
+                entry(102, attributes={"weight": 3.5})),
+    _attributes("a list of attributes", "expected an object, group -> value", entry(101, attributes=["red"])),
+    _attributes("attributes that are declared and missing", "has no 'attributes', but the dataset declares", nothing,
+                specify(tasks=["detection", "attribute"])),
+    _attributes("a group of a type that does not exist", "'colour' has the type 'category'; expected categorical",
+                vocabulary(0, type="category")),
+    _attributes("a group without values", "'colour' is categorical and has the values []", vocabulary(0, values=[])),
+    _attributes("files whose groups have other values", "contradict each other",
+                edit(lambda c: c["vocabularies"]["attributes"][0].update(values=["red"]))),
 ]  # fmt: skip
 
 

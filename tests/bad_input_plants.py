@@ -89,6 +89,16 @@ def non_utf8(toy: Toy) -> None:
     edit(lambda c: c["images"][1].update(file_name="bild_ä.png"), "points")(toy)
 
 
+def vocabulary(position: int, **fields: Any) -> Callable[[Toy], None]:
+    """Changes fields of a group of attributes, in both files."""
+
+    def spoil(toy: Toy) -> None:
+        for file in ("boxes", "points"):
+            edit(lambda c: c["vocabularies"]["attributes"][position].update(fields), file)(toy)
+
+    return spoil
+
+
 def classes(value: Any, size: tuple[int, ...] = (64, 48)) -> Callable[[Toy], None]:
     """Overwrites the map of classes of image 12 with one value, or changes its file by a function."""
     return lambda toy: _spoil_map(toy.root / "classes" / "12.png", value, size)

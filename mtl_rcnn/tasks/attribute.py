@@ -380,13 +380,17 @@ class AttributeEvaluator(Evaluator):
         """Checks and converts rows."""
         classes = range(len(self.label_space.classes))
         read = RowReader(self.records, number_images(self.records), self.label_space, classes, "bbox")(rows)
+        widths = {"attribute_scores": self.labels.values, "attribute_scalars": self.labels.scalars}
+        ids = {None, *(entry["id"] for record in self.records for entry in record["annotations"])}
         for index, row in enumerate(rows):
-            for key, count in (("attribute_scores", self.labels.values), ("attribute_scalars", self.labels.scalars)):
+            place = f"results row {index} of dataset '{self.records[0].get('dataset', '')}'"
+            for key, count in widths.items():
                 given = row.get(key)
                 numbers = [value for value in given if value is not None] if isinstance(given, list) else []
                 if not isinstance(given, list) or len(given) != count or not are_numbers(numbers):
-                    place = f"results row {index} of dataset '{self.records[0].get('dataset', '')}'"
                     raise DataError(f"{place}: '{key}' is {_short(given)}, expected a list of {count} numbers")
+            if row.get("annotation_id") not in ids:
+                raise DataError(f"{place}: annotation_id {row['annotation_id']!r} is not in the dataset")
         boxes = Located(
             np.array([row["image_id"] for row in read], dtype=np.int64),
             np.array([row["category_id"] for row in read], dtype=np.int64),
@@ -394,7 +398,7 @@ class AttributeEvaluator(Evaluator):
         )
         scores, scalars = (
             np.array([row[key] for row in rows], dtype=np.float64).reshape(len(rows), count)
-            for key, count in (("attribute_scores", self.labels.values), ("attribute_scalars", self.labels.scalars))
+            for key, count in widths.items()
         )
         return _Said(boxes, np.array([row["score"] for row in read], dtype=np.float64), scores, scalars)
 
@@ -452,7 +456,9 @@ class AttributeEvaluator(Evaluator):
         metrics: dict[str, Metric] = {}
         if (objects.values != UNKNOWN).any():
             names = [label for group in self.groups for label in group.labels if group.kind != SCALAR]
-            metrics |= multilabel_metrics(decisions, names)
+            groups = {f"accuracy/{group.name}" for group in self.groups}
+            found = multilabel_metrics(decisions, names).items()
+            metrics |= {key: value for key, value in found if not key.startswith("accuracy/") or key in groups}
             metrics |= self._accuracies(decisions)
         elif self.labels.values:
             reason = "no object of known attributes was looked at"

@@ -22,7 +22,7 @@ from mtl_rcnn.data.coco_file import are_numbers
 from mtl_rcnn.data.faults import Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample, WrittenLabel
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.evaluation.icdar import Polygon, Tally, match_by_areas, match_by_iou, submission
@@ -103,6 +103,13 @@ class TextTarget(ImageTarget):
         label = sample["targets"].get(self.name)
         quads = torch.zeros(0, 4, 2) if label is None else label.quads[~label.ignored]
         return {"text_polygons": quads.reshape(-1, 8), "text_scores": torch.ones(len(quads))}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """The lines; those with a lower score than `threshold` are to be ignored."""
+        pairs = zip(prediction["text_polygons"].tolist(), prediction["text_scores"].tolist())
+        return WrittenLabel(
+            image={FIELD: [{"polygon": polygon, "ignore": score < threshold} for polygon, score in pairs]}
+        )
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """An outline per line; with its score, if that is not 1."""
@@ -357,9 +364,11 @@ def _polygon_fault(polygon: Any, height: int, width: int) -> tuple[str, bool]:
     if not are_numbers(polygon):
         return f"its polygon {_short(polygon)} has a coordinate that is not finite; repair or remove the line", True
     x, y = polygon[0::2], polygon[1::2]
+    found = f"its polygon, from ({min(x):g}, {min(y):g}) to ({max(x):g}, {max(y):g}),"
     if max(x) <= 0 or min(x) >= width or max(y) <= 0 or min(y) >= height:
-        found = f"from ({min(x):g}, {min(y):g}) to ({max(x):g}, {max(y):g})"
-        return f"its polygon, {found}, lies outside the image of {width} x {height} pixels; correct or remove it", True
+        return f"{found} lies outside the image of {width} x {height} pixels; correct or remove it", True
+    if min(x) < -width or max(x) > 2 * width or min(y) < -height or max(y) > 2 * height:
+        return f"{found} reaches far beyond the image of {width} x {height} pixels; correct or remove it", True
     if area(corners(polygon)) == 0:
         return f"its polygon {_short(polygon)} has no area; it is ignored in training", False
     return "", False
