@@ -40,6 +40,12 @@ FIELD = "text_lines"
 STRIP_STAGE = 2
 """Stage number of the draws of strips."""
 
+_LINE_KNOBS = {
+    **dict.fromkeys(("score_thresh", "nms_thresh", "max_gap", "min_overlap", "min_similarity"), float),
+    **dict.fromkeys(("min_aspect", "line_score_thresh", "line_nms_thresh"), float),
+    **dict.fromkeys(("max_strips", "min_strips"), int),
+}
+
 
 @dataclass
 class Lines:
@@ -145,9 +151,11 @@ class TextEvaluator(Evaluator):
 
     def files(self, rows: Sequence[Row]) -> dict[str, bytes]:
         """What the site of the ICDAR competitions takes: zip files of res_<stem>.txt, eight coordinates per line (2015)
-        and upright boxes (2013)."""
+        and upright boxes (2013). None where names of images repeat."""
         found = self._by_image(rows)
         images = {Path(record["file_name"]).stem: found[record["image_id"]] for record in self.records}
+        if len(images) < len(self.records):
+            return {}
         return {"_icdar2015.zip": submission(images), "_icdar2013.zip": submission(images, boxes=True)}
 
     def _by_image(self, rows: Sequence[Row]) -> dict[Any, list[Polygon]]:
@@ -221,16 +229,8 @@ class TextTask(ImageTask):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
-        self.score_thresh = float(lines["score_thresh"])
-        self.nms_thresh = float(lines["nms_thresh"])
-        self.max_strips = int(lines["max_strips"])
-        self.max_gap = float(lines["max_gap"])
-        self.min_overlap = float(lines["min_overlap"])
-        self.min_similarity = float(lines["min_similarity"])
-        self.min_strips = int(lines["min_strips"])
-        self.min_aspect = float(lines["min_aspect"])
-        self.line_score_thresh = float(lines["line_score_thresh"])
-        self.line_nms_thresh = float(lines["line_nms_thresh"])
+        for knob, kind in _LINE_KNOBS.items():
+            setattr(self, knob, kind(lines[knob]))
 
     def outputs(self) -> list[Output]:
         """Lines, best first."""

@@ -81,9 +81,9 @@ class Canvas:
         """(H', W', 3) uint8 RGB, the drawing with all text, H' = round(H * scale). Drawing may go on afterwards."""
         pixels = self._pixels.copy()
         taken: list[_Rectangle] = []
-        for line, (text, color) in enumerate(self._captions):
+        for text, color in self._captions:
             width, height = self._text_size(text)
-            taken.append(self._inside(0, line * height, width, height))
+            taken.append(self._inside(0, taken[-1][3] if taken else 0, width, height))  # fonts differ in their heights
             self._text(pixels, text, taken[-1], color)
         small = [around for _, around, _, _ in self._labels if _area(around) < _SMALL]
         for text, around, color, below in self._labels:
