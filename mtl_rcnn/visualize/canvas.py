@@ -106,6 +106,16 @@ class Canvas:
         x0, y0, x1, y1 = (round(value) for value in self._scaled(xyxy))
         self._labels.append((text, (x0, y0, x1, y1), color, True))
 
+    def polygon(self, points: Sequence[float] | Tensor, label: str = "", color: Color = WHITE) -> None:
+        """Outline of a polygon x1, y1, x2, y2, ... in image pixels, with a text beside it."""
+        corners = [(float(x) * self.scale, float(y) * self.scale) for x, y in zip(points[0::2], points[1::2])]
+        outline = np.array([self._fixed(x, y) for x, y in corners], dtype=np.int32)
+        for paint, width in ((BLACK, self._line + 2), (color, self._line)):
+            cv2.polylines(self._pixels, [outline], True, paint, width, cv2.LINE_AA, _SHIFT)
+        if label:
+            (x0, y0), (x1, y1) = (tuple(map(round, limit(np.array(corners), axis=0))) for limit in (np.min, np.max))
+            self._labels.append((label, (x0, y0, x1, y1), color))
+
     def mask(self, mask: np.ndarray | Tensor, color: Color = WHITE, alpha: float = 0.45) -> None:
         """(H, W) bool of the image's size, laid over it with an outline."""
         plane = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)

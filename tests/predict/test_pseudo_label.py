@@ -13,7 +13,7 @@ import torch
 from networks import write_checkpoint
 from omegaconf import OmegaConf
 from PIL import Image
-from tiny import available_tasks, need_tasks
+from tiny import available_tasks, need_tasks, tiny_config
 from toy import Toy
 
 from mtl_rcnn.config import compose
@@ -23,7 +23,9 @@ from mtl_rcnn.data.mapper import Mapper, read_image
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_prepare
+from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.restore import Restored, restore
+from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import ConfigError, UnreadableImageError
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.labelling import Labeller
@@ -224,3 +226,62 @@ def test_maps_find_their_images_also_in_folders_of_one_name(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError), LabelFiles(tmp_path / "broken", tmp_path):
         raise ZeroDivisionError
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_maps_of_whole_images_are_the_networks(network: Path, toy: Toy, tmp_path: Path) -> None:
+    need_tasks("semantic", "depth")
+    before = json.loads(toy.boxes.read_text())
+    own = next(image for image in before["images"] if image["id"] == 11)
+    for image in before["images"]:
+        if image["id"] != 11:  # one is labelled already
+            for key in ("sem_seg_file_name", "depth_file_name", "depth_scale"):
+                image.pop(key, None)
+    toy.boxes.write_text(json.dumps(before))
+    folder = label(network, toy, tmp_path / "out", "only_tasks=[semantic,depth]", "+thresholds.semantic=0.4")
+    images = {image["id"]: image for image in content(folder)["images"]}
+    assert images[11] == own
+    mark = {"checkpoint": str(network), "iteration": 0}
+    assert images[12]["pseudo"] == {"depth": {**mark, "threshold": 0.7}, "semantic": {**mark, "threshold": 0.4}}
+    restored = restore(network)
+    targets = build_targets(restored.cfg, restored.label_space)
+    mapper = Mapper({name: targets[name] for name in ("semantic", "depth")}, [])
+    known = []
+    for index, record in enumerate(read_back(folder, restored)):
+        if record["image_id"] == 11:
+            continue
+        expected = said(restored, record, detect=False)
+        sample = mapper(record, index)
+        depth = targets["depth"].as_prediction(sample)["depth"]
+        torch.testing.assert_close(depth, expected["depth"], rtol=0, atol=0.5 / record["depth_scale"] + 1e-6)
+        if sample["labelled"]["semantic"]:
+            sure = expected["sem_seg_confidence"] >= 0.4
+            classes = targets["semantic"].as_prediction(sample)["sem_seg"]
+            assert torch.equal(classes[sure].long(), expected["sem_seg"][sure].long())
+            assert (classes[~sure] == -1).all()
+            known.append(float(sure.float().mean()))
+    assert max(known) > 0
+
+
+def test_a_run_trains_on_what_was_labelled(network: Path, toy: Toy, tmp_path: Path) -> None:
+    given = {"annotations": None, "classes": None, "reader": {"_target_": "mtl_rcnn.data.reader.ImageFolder"}}
+    folder = label(network, toy, tmp_path / "out", "threshold=0.4", **given)
+    (entry,) = OmegaConf.to_container(OmegaConf.load(folder / "dataset.yaml"))
+    own = f"{{name: own, images: {toy.images}, annotations: {toy.boxes}, tasks: [detection]}}"
+    pseudo = json.dumps({**entry, "name": "pseudo"}).replace('"', "")
+    small = [
+        *(
+            "solver.batch_size=4",
+            "solver.max_iter=3",
+            "solver.steps=[]",
+            "solver.warmup_iters=0",
+            "solver.log_period=1",
+        ),
+        *("solver.eval_period=0", "solver.checkpoint_period=0", "data.workers=0", "device=cpu", "threads=1"),
+        *("data.train_augment.resize.short_edge_length=[48]", "data.mixing.method=uniform", "report.enabled=false"),
+    ]
+    labelled = [name for name in ("detection", "mask", "semantic", "depth") if name in available_tasks()]
+    cfg = tiny_config(labelled, f"data.train=[{own},{pseudo}]", "data.val=[]", f"output_dir={tmp_path / 'run'}", *small)
+    rows = read_metrics(train(cfg).folder / "metrics.jsonl")
+    assert len(rows) == 3
+    for task in labelled:
+        assert all(any(row[name] > 0 for name in row if name.startswith(f"{task}/")) for row in rows)

@@ -150,6 +150,23 @@ def test_what_is_not_an_image_is_an_error(image):
         Canvas(image)
 
 
+def test_a_note_lies_below_its_box_and_a_label_above():
+    canvas = Canvas(grey(), scale=1.0)
+    canvas.box([60, 80, 200, 160], "label", RED)
+    canvas.note([60, 80, 200, 160], "red, striped", GREEN)
+    label, note = close(canvas.image, (224, 20, 20)), close(canvas.image, (20, 224, 20))
+    assert note.any()
+    assert np.flatnonzero(note.any(axis=1)).min() >= 160
+    assert np.flatnonzero(label.any(axis=1)).min() < 80
+
+
+def test_a_note_of_a_box_at_the_lower_border_stays_in_the_drawing():
+    canvas = Canvas(grey(), scale=1.0)
+    canvas.note([60, 200, 300, 300], "red, striped", GREEN)
+    rows = np.flatnonzero(close(canvas.image, (20, 224, 20)).any(axis=1))
+    assert 260 < rows.min() < rows.max() < 300
+
+
 def test_a_second_raster_is_shown_small_in_the_corner() -> None:
     canvas = Canvas(np.zeros((60, 90, 3), np.uint8), scale=2)
     red, blue, green = (np.full((60, 90, 3), color, np.uint8) for color in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
