@@ -12,6 +12,7 @@ from tiny import available_tasks, need_tasks, tiny_config
 from toy import Toy
 
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.build import task_classes
 from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.replay import first_nonfinite_module, replay
 from mtl_rcnn.engine.train import train
@@ -40,7 +41,8 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
     assert {"report.html", "labels.json", "evaluated.json", "evaluation"} <= found
     assert {"model_0000002.pth", "model_0000004.pth", "model_best.pth", "last_checkpoint"} <= found
     metrics = json.loads((outcome.folder / "metrics.json").read_text())
-    assert {f"toy/{task}/AP" for task in TASKS} <= set(metrics)
+    headlines = {name: cls.evaluator_class.headline for name, cls in task_classes(tiny_config(TASKS)).items()}
+    assert {f"toy/{task}/{headline}" for task, headline in headlines.items()} <= set(metrics)
     assert all(value == value and value >= 0 for value in metrics.values())
     assert {path.name for path in (outcome.folder / "predictions").iterdir()} == {f"toy_{t}.json" for t in TASKS}
     rows = read_metrics(outcome.folder / "metrics.jsonl")
@@ -133,7 +135,7 @@ def test_weights_of_another_run_start_a_new_one(toy: Toy, tmp_path: Path) -> Non
     only = toy_config(toy, tmp_path / "second", "data.val=[]", f"checkpoint.weights={path}", tasks=("detection",))
     with pytest.raises(CheckpointError, match=r"only in the file"):
         train(only)
-    only.checkpoint.reinit = ["roi_heads.tasks.*"]
+    only.checkpoint.reinit = ["roi_heads.tasks.*", "image_tasks.*"]
     train(only)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="truncated or damaged"):
