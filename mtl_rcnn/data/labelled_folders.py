@@ -38,6 +38,7 @@ class LabelledFolders(DatasetReader):
         fraction: share of each folder's images, in 0..1, that is "val"; which ones is a function of the seed and of
             each image's path below the dataset's folder alone.
         seed: of the split.
+        only: names of the parts whose words become labels; None for all.
         leave_out: folder, or list of folders, that are neither in "train" nor in "val", but in "left_out": a
             combination of words that the network never saw together.
 
@@ -53,6 +54,7 @@ class LabelledFolders(DatasetReader):
         fraction: float = 0.2,
         seed: int = 0,
         leave_out: str | Sequence[str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"reader.split={split}: expected one of {', '.join(SPLITS)}")
@@ -60,6 +62,9 @@ class LabelledFolders(DatasetReader):
             raise ConfigError(f"reader.fraction={fraction}: expected a share in 0..1, such as 0.2")
         if isinstance(parts, str) or not parts or not separator:
             raise ConfigError(f"reader.parts={parts}: expected a list of names, such as [colour, garment]")
+        if only is not None and (isinstance(only, str) or not only or not set(only) <= set(parts)):
+            raise ConfigError(f"reader.only={only}: expected null, or a list of some of the parts {list(parts)}")
+        self.used = [place for place, part in enumerate(parts) if only is None or part in only]
         self.parts, self.separator, self.split, self.fraction, self.seed = parts, separator, split, fraction, seed
         self.left_out = [leave_out] if isinstance(leave_out, str) else list(leave_out or ())
         if split == "left_out" and not self.left_out:
@@ -84,7 +89,11 @@ class LabelledFolders(DatasetReader):
         number = {path: place for place, path in enumerate((p for paths in images.values() for p in paths), 1)}
         chosen = [path for name, paths in images.items() for path in self._of_split(name, paths)]
         entries = [
-            {**entry, "id": number[root / entry["file_name"]], VOCABULARY: words[Path(entry["file_name"]).parts[0]]}
+            {
+                **entry,
+                "id": number[root / entry["file_name"]],
+                VOCABULARY: [words[Path(entry["file_name"]).parts[0]][place] for place in self.used],
+            }
             for entry in image_entries(root, chosen, report)
         ]
         return coco_data(root, entries, vocabularies={VOCABULARY: self._vocabulary(words, spec.name, report)})
@@ -114,7 +123,8 @@ class LabelledFolders(DatasetReader):
 
     def _vocabulary(self, words: dict[str, list[str]], dataset: str, report: Sink) -> list[dict[str, Any]]:
         entries: dict[str, dict[str, Any]] = {}
-        for place, part in enumerate(self.parts):
+        for place in self.used:
+            part = self.parts[place]
             for word in sorted({found[place] for found in words.values()}):
                 if word in entries:
                     text = f"{word!r} is a {entries[word]['part']} and a {part}; labels need names that differ"

@@ -88,9 +88,7 @@ class Evaluator(ABC):
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
         """Results rows of one image, ids as in the dataset's own JSON."""
 
-    def truth_rows(
-        self, record: Record, annotations: Sequence[Mapping[str, Any]], prediction: Prediction
-    ) -> list[Row]:
+    def truth_rows(self, record: Record, annotations: Sequence[Mapping[str, Any]], prediction: Prediction) -> list[Row]:
         """Results rows of what the network says of an image's annotated boxes, which stand behind those of `rows`. A
         field that only they have tells them apart.
 
