@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 LEVEL = "dense"
 SIDE = 96
 """Pixels of a side of the images that the layers were made for."""
 
-_BLOCKS = (((32, 32), 3), ((64, 64), 2), ((128, 128, 128, 128), 2))
-"""Channels of the convolutions of each block, and side of the pooling after it."""
+_BLOCKS = ((3, (32, 32), 3), (32, (64, 64), 2), (64, (128, 128, 128, 128), 2))
+"""Channels before each block and of its convolutions, and side of the pooling after it."""
+_CELLS = 8
+"""Sides of the map before the dense layer: 96 / 3 / 2 / 2."""
 
 
 class SmallVGG(Backbone):
@@ -36,18 +39,9 @@ class SmallVGG(Backbone):
     def __init__(self, *, dense: int, dropout: tuple[float, float]) -> None:
         super().__init__()
         after_pooling, after_dense = dropout
-        blocks, before = OrderedDict(), 3
-        for index, (widths, side) in enumerate(_BLOCKS, 1):
-            layers: list[nn.Module] = []
-            for width in widths:
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(width)]
-                before = width
-            blocks[f"block{index}"] = nn.Sequential(*layers, nn.MaxPool2d(side), nn.Dropout(after_pooling))
-        self.blocks = nn.Sequential(blocks)
-        cells = SIDE // 12
-        self.grid = nn.AdaptiveAvgPool2d(cells)
+        self.block1, self.block2, self.block3 = (_block(*entry, after_pooling) for entry in _BLOCKS)
         self.dense = nn.Sequential(
-            nn.Flatten(), nn.Linear(before * cells * cells, dense), nn.ReLU(), nn.Dropout(after_dense)
+            nn.Flatten(), nn.Linear(128 * _CELLS * _CELLS, dense), nn.ReLU(), nn.Dropout(after_dense)
         )
         self.units = dense
 
@@ -55,10 +49,15 @@ class SmallVGG(Backbone):
         """Channels of the one level; its stride is the side of the images."""
         return {LEVEL: ShapeSpec(channels=self.units, stride=SIDE)}
 
-    def layers(self) -> list[nn.Module]:
-        """The blocks and the dense layer, from the image upwards."""
-        return [*self.blocks, self.dense]
-
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"dense": (B, D, 1, 1)}."""
-        return {"dense": self.dense(self.grid(self.blocks(image)))[:, :, None, None]}
+        cells = self.block3(self.block2(self.block1(image)))
+        return {"dense": self.dense(F.adaptive_avg_pool2d(cells, [8, 8]))[:, :, None, None]}
+
+
+def _block(before: int, widths: Sequence[int], side: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(width)]
+        before = width
+    return nn.Sequential(*layers, nn.MaxPool2d(side), nn.Dropout(dropout))
