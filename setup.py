@@ -20,7 +20,7 @@ setup(
         "torchvision>=0.23",
         "detectron2>=0.5",
         "numpy>=1.24,<3",
-        "pillow>=10",
+        "pillow>=10.1",
         "opencv-python>=4.8",
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6,<2",  # COCO scores without a compiler, equal to pycocotools
@@ -59,6 +59,7 @@ setup(
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
+            "mtl-rcnn-pseudo-label=mtl_rcnn.console:pseudo_label",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",
             "mtl-rcnn-check=mtl_rcnn.console:check",
             "mtl-rcnn-doctor=mtl_rcnn.doctor:main",

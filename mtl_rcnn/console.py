@@ -77,3 +77,11 @@ def report(cfg: DictConfig) -> None:
     from mtl_rcnn.engine.report import report_run
 
     report_run(cfg)
+
+
+@config.main("pseudo_label")
+def pseudo_label(cfg: DictConfig) -> None:
+    """Labels a data set with a trained network (`configs/pseudo_label.yaml`)."""
+    from mtl_rcnn.predict.pseudo import pseudo_label as run
+
+    run(cfg)

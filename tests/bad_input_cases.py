@@ -16,8 +16,10 @@ import torch
 from bad_input_plants import (
     Evil,
     category,
+    classes,
     cut,
     cut_checkpoint,
+    distances,
     edit,
     entry,
     evaluate_unknown,
@@ -27,6 +29,7 @@ from bad_input_plants import (
     load_checkpoint,
     load_words,
     mix,
+    no_vocabulary,
     non_utf8,
     nothing,
     raw,
@@ -39,6 +42,7 @@ from bad_input_plants import (
     turned,
     twice,
     type_,
+    vocabulary,
     words,
 )
 from PIL import Image
@@ -75,8 +79,10 @@ class Case:
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
 CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
 WORDS = "Labels of images"
+MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
+_attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
@@ -236,6 +242,52 @@ CASES = [
          lambda toy: [folders("red_dress")(toy), folders("dress_red/")(toy)], read_folders),
     Case(WORDS, "a combination to leave out that is not there", "leave_out names 'red_skirt', which is no folder",
          folders("red_dress"), partial(read_folders, leave_out="red_skirt"), ConfigError),
+    # Maps of classes and of depth
+    Case(MAPS, "a class id that the vocabulary lacks", "3072 pixels have the class id 2: expected ids of", classes(2)),
+    Case(MAPS, "a map of another size than its image", "classes/12.png is 9 x 7 pixels", classes(0, (7, 9))),
+    Case(MAPS, "a map in colours", "classes/12.png has 3 values per pixel (R, G, B): expected one",
+         classes(0, (64, 48, 3))),
+    Case(MAPS, "a map whose file is missing", "there is no label file", classes(Path.unlink)),
+    Case(MAPS, "a truncated map", "the label file cannot be read", classes(cut)),
+    Case(MAPS, "a web page saved as a map", "the label file cannot be read", classes(lambda p: p.write_text("<html>"))),
+    Case(MAPS, "a map that is declared and not named", "image 14 has no 'sem_seg_file_name', but the dataset declares",
+         nothing, specify(tasks=["semantic"])),
+    Case(MAPS, "a map of classes without a vocabulary", "the task 'semantic' needs the vocabulary 'sem_seg_classes'",
+         no_vocabulary, error=ConfigError),
+    Case(MAPS, "distances of another size than their image", "distances/12.png is 9 x 7 pixels", distances(5, (7, 9))),
+    Case(MAPS, "negative distances", "3072 pixels are negative or not finite, such as -5", distances(-5)),
+    Case(MAPS, "distances that are not finite", "3072 pixels are negative or not finite, such as nan",
+         distances(float("nan"))),
+    Case(MAPS, "a map that knows no distance", "no pixel is within 0.001 to 80 m (values go from 0 to 0", distances(0)),
+    Case(MAPS, "distances without a scale", "image 12: depth_scale is None: expected the values per metre",
+         edit(lambda c: c["images"][1].update(depth_scale=None))),
+    Case(MAPS, "distances of another scale", "no pixel is within 0.001 to 80 m (values go from 0 to 6000",
+         edit(lambda c: c["images"][1].update(depth_scale=0.001))),
+    Case(MAPS, "distances that are declared and not named", "image 14 has no 'depth_file_name', but the dataset",
+         nothing, specify(tasks=["depth"])),
+    # Attributes
+    _attributes("a group that the vocabulary lacks", "lacks (did you mean 'colour'?)",
+                entry(101, attributes={"color": "red"})),
+    _attributes("a value that the group lacks", "annotation 101 has the attribute colour='purple', which is not one of",
+                entry(101, attributes={"colour": "purple"})),
+    _attributes("a list for one of several values", "expected one name of red, green, blue",
+                entry(101, attributes={"colour": ["red"]})),
+    _attributes("a name for any of several values", "expected a list of names of rim, dots, stripes",
+                entry(101, attributes={"marks": "rim"})),
+    _attributes("a text for a number", "weight='3.5': expected a finite number",
+                entry(101, attributes={"weight": "3.5"})),
+    _attributes("NaN for a number", "weight=nan: expected a finite number",
+                entry(101, attributes={"weight": float("nan")})),
+    _attributes("a group of other classes", "but is a 'disc': the attribute belongs to figure, square",
+                entry(102, attributes={"weight": 3.5})),
+    _attributes("a list of attributes", "expected an object, group -> value", entry(101, attributes=["red"])),
+    _attributes("attributes that are declared and missing", "has no 'attributes', but the dataset declares", nothing,
+                specify(tasks=["detection", "attribute"])),
+    _attributes("a group of a type that does not exist", "'colour' has the type 'category'; expected categorical",
+                vocabulary(0, type="category")),
+    _attributes("a group without values", "'colour' is categorical and has the values []", vocabulary(0, values=[])),
+    _attributes("files whose groups have other values", "contradict each other",
+                edit(lambda c: c["vocabularies"]["attributes"][0].update(values=["red"]))),
 ]  # fmt: skip
 
 

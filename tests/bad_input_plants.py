@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tiny import tiny_config
@@ -107,6 +108,39 @@ def folders(*names: str) -> Callable[[Toy], None]:
                 (toy.images / "11.png").rename(toy.root / "folders" / name / "11.png")
 
     return spoil
+
+
+def vocabulary(position: int, **fields: Any) -> Callable[[Toy], None]:
+    """Changes fields of a group of attributes, in both files."""
+
+    def spoil(toy: Toy) -> None:
+        for file in ("boxes", "points"):
+            edit(lambda c: c["vocabularies"]["attributes"][position].update(fields), file)(toy)
+
+    return spoil
+
+
+def classes(value: Any, size: tuple[int, ...] = (64, 48)) -> Callable[[Toy], None]:
+    """Overwrites the map of classes of image 12 with one value, or changes its file by a function."""
+    return lambda toy: _spoil_map(toy.root / "classes" / "12.png", value, size)
+
+
+def distances(value: float, size: tuple[int, ...] = (64, 48)) -> Callable[[Toy], None]:
+    """Overwrites the map of distances of image 12 with one value, as a TIFF where PNG cannot hold it."""
+    return lambda toy: _spoil_map(toy.root / "distances" / "12.png", value, size, np.float32)
+
+
+def no_vocabulary(toy: Toy) -> None:
+    """Takes the classes of the maps out of both files."""
+    for file in ("boxes", "points"):
+        edit(lambda c: c["vocabularies"].pop("sem_seg_classes"), file)(toy)
+
+
+def _spoil_map(path: Path, value: Any, size: tuple[int, ...], dtype: type = np.uint8) -> None:
+    if callable(value):
+        value(path)
+    else:
+        Image.fromarray(np.full(size, value, dtype)).save(path, format="TIFF" if dtype is np.float32 else "PNG")
 
 
 # What the user does

@@ -18,8 +18,9 @@ from pycocotools.coco import COCO
 from mtl_rcnn.data import shape_scenes
 from mtl_rcnn.data.coco_segmentation import mask_to_segmentation
 from mtl_rcnn.data.shape_classes import CLASSES, LIGHT
+from mtl_rcnn.data.shape_labels import SHAPE_CATEGORIES, annotations_of
 from mtl_rcnn.data.shape_painter import SPLITS, Scene, sample_scene
-from mtl_rcnn.data.shape_scenes import SHAPE_CATEGORIES, main, parse_size, write_shape_scenes
+from mtl_rcnn.data.shape_scenes import main, parse_size, write_shape_scenes
 from mtl_rcnn.errors import DataError
 
 SIZE = (192, 128)
@@ -74,7 +75,7 @@ def test_same_parameters_write_the_same_bytes(written: Path, tmp_path: Path) -> 
 def test_more_scenes_keep_the_earlier_ones(written: Path, tmp_path: Path) -> None:
     longer = write_shape_scenes(tmp_path / "longer", train=30, val=12, seed=3, size=SIZE, progress=False)
     pictures = {name: data for name, data in files(written).items() if name.endswith(".png")}
-    assert len(pictures) == 36
+    assert len(pictures) == 72  # each with a map of its classes
     assert pictures.items() <= files(longer).items()
 
 
@@ -152,7 +153,7 @@ def test_segmentation_box_and_area_are_the_visible_pixels(scenes: list[Scene]) -
     kinds = set()
     for scene in scenes[:100]:
         height, width = scene.id_map.shape
-        for item, annotation in zip(scene.objects, shape_scenes._annotations(scene, 1, 1), strict=True):
+        for item, annotation in zip(scene.objects, annotations_of(scene, 1, 1), strict=True):
             mask = scene.id_map == item.order + 1
             segmentation = annotation["segmentation"]
             assert np.array_equal(rasterise(segmentation, height, width), mask)
@@ -240,10 +241,10 @@ def test_other_parameters_for_the_same_folder_are_an_error(written: Path, tmp_pa
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail_at_three(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
+    def fail_at_three(seed: int, split: str, index: int, *options: object) -> Scene:
         if index == 3:
             raise OSError("disk full")
-        return sample_scene(seed, split, index, size)
+        return sample_scene(seed, split, index, *options)
 
     monkeypatch.setattr(shape_scenes, "sample_scene", fail_at_three)
     with pytest.raises(OSError, match="disk full"):

@@ -48,6 +48,9 @@ TASKS = {
     ],
     "mask": ["tasks.mask.conv_dims=[16,16,16]"],
     "keypoint": ["tasks.keypoint.conv_dims=[16,16]"],
+    "attribute": ["tasks.attribute.fc_dims=[16]"],
+    "semantic": ["tasks.semantic.decoder.conv_dim=32"],
+    "depth": ["tasks.depth.decoder.conv_dim=32"],
 }
 """Overrides of each task that has knobs worth shrinking."""
 

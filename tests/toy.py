@@ -49,11 +49,17 @@ VOCABULARIES = {
     ],
     "attributes": [
         {"name": "colour", "type": "categorical", "values": ["red", "green", "blue"]},
-        {"name": "marks", "type": "multilabel", "values": ["rim", "dots", "stripes"]},
+        {
+            "name": "marks",
+            "type": "multilabel",
+            "values": ["rim", "dots", "stripes"],
+            "flip_pairs": [["dots", "stripes"]],
+        },
         {"name": "weight", "type": "scalar", "classes": ["figure", "square"]},
     ],
 }
-"""What labels other than classes speak of. In the maps of classes 255 says that nothing is known of a pixel."""
+"""What labels other than classes speak of. In the maps of classes 255 says that nothing is known of a pixel. A mirror
+swaps dots and stripes, for the sake of tests."""
 
 DEPTH_SCALE = 1000
 """Values of the maps of distances per metre; 0 says that nothing is known of a pixel."""

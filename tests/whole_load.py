@@ -18,12 +18,12 @@ from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.evaluation.coco_truth import coco_ground_truth
 
-ALL = ("detection", "mask", "keypoint")
+ALL = ("detection", "mask", "keypoint", "semantic", "depth", "attribute")
 
 
 @cache
 def configuration() -> DictConfig:
-    """Of a tiny network with all three tasks."""
+    """Of a tiny network with these tasks."""
     return tiny_config(ALL)
 
 

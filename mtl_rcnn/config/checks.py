@@ -165,6 +165,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "trackers.offline": _BOOLEAN,
     "images": _COUNT,
+    "threshold": _FRACTION,
     "pictures": _BOOLEAN,
     "worst_images": _COUNT,
     "classes": _NAMES,

@@ -11,8 +11,8 @@ would not do: in a mirrored picture the tint is on the limbs that are then the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,10 +41,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Outline:
-    """One drawn instance of a class: parts from back to front and keypoints (K, 2), both in the unit frame."""
+    """One drawn instance of a class.
+
+    Args:
+        parts: from back to front, in the unit frame.
+        keypoints: (K, 2) in the unit frame.
+        view: what its class alone tells, name -> value (see `ShapeClass.views`).
+    """
 
     parts: tuple[Part, ...]
     keypoints: np.ndarray
+    view: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class ShapeClass:
         draw: draws one instance from a random generator.
         keypoints: names; `left_x` and `right_x` change places when the image is mirrored.
         skeleton: pairs of 1-based keypoint numbers, as in COCO.
+        views: what this class alone tells of an object, name -> possible values; mirroring does not change it.
     """
 
     name: str
@@ -68,6 +76,7 @@ class ShapeClass:
     draw: Callable[[np.random.Generator], Outline]
     keypoints: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
+    views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _arrow(rng: np.random.Generator) -> Outline:
@@ -93,7 +102,7 @@ def _figure(rng: np.random.Generator) -> Outline:
     parts = (*limbs, *_torso(front), *sleeves, *_head(front, head))
     joints = [side for pair in zip(arms[left_side], arms[-left_side], strict=True) for side in pair]
     joints += [side for pair in zip(legs[left_side], legs[-left_side], strict=True) for side in pair]
-    return Outline(parts, np.stack([head, *joints]))
+    return Outline(parts, np.stack([head, *joints]), {"facing": "front" if front else "back"})
 
 
 def _limb(
@@ -182,6 +191,7 @@ CLASSES: tuple[ShapeClass, ...] = (
         draw=_figure,
         keypoints=("head", *(f"{side}_{joint}" for joint in _FIGURE_JOINTS for side in ("left", "right"))),
         skeleton=_FIGURE_SKELETON,
+        views={"facing": ("front", "back")},
     ),
     ShapeClass(
         name="arrow",

@@ -1,29 +1,55 @@
 """Paints one Shape Scene: textured background, then objects from the farthest to the nearest.
 
-`sample_scene` is a pure function of (seed, split, index, size). The scene that it returns keeps, for every object, its
-class, colour, fill style, size and painter's order, and for every pixel the object that is on top (`id_map`); every
-label of the data set is read off these. Picture and masks come from one drawing, twice as fine as the image: a pixel
-belongs to the object on the sample in its middle, and shows a Gaussian mean around that sample.
+`sample_scene` is a pure function of (seed, split, index, size, flavour). The scene that it returns keeps, for every
+object, its class, colour, fill style, size and painter's order, and for every pixel the object that is on top
+(`id_map`); every label of the data set is read off these. What flavours add (distances with haze: `shape_depth`, lines
+of text: `shape_lettering`) has draws of its own, so that a scene shows the same objects in every flavour that has as
+many of them. Picture and masks come from one drawing, twice as fine as the image: a pixel belongs to the object on the
+sample in its middle, and shows a Gaussian mean around that sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from mtl_rcnn.data.shape_classes import TONES, ShapeClass
+from mtl_rcnn.data.shape_depth import HAZE, depth_map, kept_colour, sample_distances, sample_floor
+from mtl_rcnn.data.shape_lettering import Line, sample_lines
 from mtl_rcnn.data.shape_sprites import COLOURS, FINE, Sprite, sample_sprite
 
-__all__ = ["SPLITS", "Scene", "SceneObject", "sample_scene"]
+__all__ = ["FLAVOURS", "SPLITS", "Flavour", "Scene", "SceneObject", "sample_scene"]
 
 SPLITS = ("train", "val")
 _DARK, _LIGHT, _SKIN, _TROUSERS = (25, 25, 25), (240, 240, 240), (235, 190, 150), (85, 90, 120)
-_WANTED = (3, 6)  # least and largest number of objects to try for
 _MIN_INSIDE = 0.6  # an object shows at least this part of itself inside the image,
 _MIN_VISIBLE = 0.35  # of that at least this part uncovered,
 _MIN_AREA = 0.003  # and covers at least this part of (short side)^2
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A kind of scenes.
+
+    Args:
+        objects: least and largest number of objects to try for.
+        hazy: whether objects and background have distances, which haze shows.
+        lines: chances of 0, 1, 2, ... lines of text to try for.
+    """
+
+    objects: tuple[int, int] = (3, 6)
+    hazy: bool = False
+    lines: tuple[float, ...] = (1.0,)
+
+
+FLAVOURS = {
+    "plain": Flavour(),
+    "full": Flavour(hazy=True, lines=(0.2, 0.3, 0.3, 0.2)),
+    "lettered": Flavour(objects=(1, 3), lines=(0.04, *[0.16] * 6)),
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +60,13 @@ class SceneObject:
         kind: its class.
         colour: key of `shape_sprites.COLOURS`.
         fill: one of `shape_sprites.FILLS`.
-        size: length of its longest side before cropping, in pixels.
+        size: length of its longest side before turning and cropping, in pixels.
         order: painter's order, 0 the farthest; its pixels are `Scene.id_map == order + 1`.
         visible_fraction: uncovered part of its area inside the image, in (0, 1].
         keypoints: (K, 3) int32 rows x, y, v: pixel indices in the image; v = 2 if this object is on top there, 1 if
             another object covers it, 0 (then x = y = 0) outside the image.
+        view: what else its class tells, attribute -> value.
+        distance: in metres, in flavours that have distances.
     """
 
     kind: ShapeClass
@@ -48,39 +76,66 @@ class SceneObject:
     order: int
     visible_fraction: float
     keypoints: np.ndarray
+    view: Mapping[str, str]
+    distance: float | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """image: (H, W, 3) uint8 RGB. id_map: (H, W) uint8, 0 background. objects: from the farthest to the nearest."""
+    """What is painted.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        id_map: (H, W) uint8, 0 background.
+        objects: from the farthest to the nearest.
+        depth: (H, W) float32 metres, 0 where unknown; None in flavours without distances.
+        lines: of text, on the background alone; None in flavours without text.
+    """
 
     image: np.ndarray
     id_map: np.ndarray
     objects: tuple[SceneObject, ...]
+    depth: np.ndarray | None = None
+    lines: tuple[Line, ...] | None = None
 
 
-def sample_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
-    """Draw scene `index` (from 0) of a split; size is the nominal (width, height) in pixels.
+def sample_scene(seed: int, split: str, index: int, size: tuple[int, int], flavour: str = "plain") -> Scene:
+    """Draw scene `index` (from 0) of a split: nominal (width, height) in pixels, flavour a key of `FLAVOURS`.
 
     One scene in four is portrait (sides exchanged), and all are up to 10 % larger or smaller than nominal.
     """
-    key = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index))
-    rng = np.random.Generator(np.random.Philox(key))
+    kind = FLAVOURS[flavour]
+    rng, extras = (_generator(seed, SPLITS.index(split), index, *stream) for stream in ((), (1,)))
     scale = rng.uniform(0.9, 1.1)
     width, height = (round(scale * side) for side in (size[::-1] if rng.random() < 0.25 else size))
-    sprites = _place(rng, height, width)
+    sprites = _place(rng, kind.objects, height, width)
     id_map = _paint_ids(sprites, height, width)
-    image = _render(rng, sprites, height, width)
-    return Scene(image, id_map, tuple(_describe(sprite, i, id_map) for i, sprite in enumerate(sprites)))
+    haze = _Haze(sample_distances(extras, len(sprites)), sample_floor(extras, height)) if kind.hazy else None
+    lines = sample_lines(extras, id_map > 0, _count(extras, kind.lines)) if len(kind.lines) > 1 else None
+    image = _render(rng, sprites, height, width, haze)
+    if lines:
+        _write(extras, image, lines)
+    objects = tuple(_describe(sprite, i, id_map, haze) for i, sprite in enumerate(sprites))
+    depth = None if haze is None else depth_map(id_map, haze.distances, haze.floor)
+    return Scene(image, id_map, objects, depth, None if lines is None else tuple(lines))
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def _count(rng: np.random.Generator, chances: tuple[float, ...]) -> int:
+    """A number from 0, each with its chance."""
+    return int(np.searchsorted(np.cumsum(chances)[:-1], rng.random(), side="right"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Placing: from the nearest object to the farthest, so that accepting one never hides another that was accepted before.
 
 
-def _place(rng: np.random.Generator, height: int, width: int) -> list[Sprite]:
+def _place(rng: np.random.Generator, least_most: tuple[int, int], height: int, width: int) -> list[Sprite]:
     """Sprites from the farthest to the nearest, each visible enough to be worth an annotation."""
-    wanted = int(rng.integers(_WANTED[0], _WANTED[1] + 1))
+    wanted = int(rng.integers(least_most[0], least_most[1] + 1))
     free = np.ones((height, width), bool)
     sprites: list[Sprite] = []
     for _ in range(3 * wanted):
@@ -104,6 +159,14 @@ def _worth_keeping(sprite: Sprite, free: np.ndarray) -> bool:
 # Painting the scene
 
 
+@dataclass(frozen=True)
+class _Haze:
+    """distances: (N,) of the objects by order. floor: (H,) of the background by row. Both in metres."""
+
+    distances: np.ndarray
+    floor: np.ndarray
+
+
 def _paint_ids(sprites: list[Sprite], height: int, width: int) -> np.ndarray:
     id_map = np.zeros((height, width), np.uint8)
     for order, sprite in enumerate(sprites):
@@ -111,24 +174,48 @@ def _paint_ids(sprites: list[Sprite], height: int, width: int) -> np.ndarray:
     return id_map
 
 
-def _render(rng: np.random.Generator, sprites: list[Sprite], height: int, width: int) -> np.ndarray:
+def _render(rng: np.random.Generator, sprites: list[Sprite], height: int, width: int, haze: _Haze | None) -> np.ndarray:
     """Objects over background, then light and sensor noise; (H, W, 3) uint8 RGB."""
     tint = rng.uniform(0.75, 1.1) * rng.uniform(0.94, 1.06, 3)  # exposure and colour of the light
     canvas = np.zeros((FINE * height, FINE * width), np.uint8)
     palette = np.zeros((256, 4), np.uint8)  # by label: red, green, blue, coverage
     for order, sprite in enumerate(sprites):
         first = order * len(TONES)
-        palette[first + 1 : first + 1 + len(TONES), :3] = _palette(rng, COLOURS[sprite.colour], tint)
+        tones = _palette(rng, COLOURS[sprite.colour], tint)
+        if haze is not None:
+            tones = _veiled(tones, kept_colour(haze.distances[order]), tint)
+        palette[first + 1 : first + 1 + len(TONES), :3] = tones
         palette[first + 1 : first + 1 + len(TONES), 3] = 255
         view = canvas[tuple(slice(FINE * s.start, FINE * s.stop) for s in sprite.window)]
         np.copyto(view, sprite.labels + np.uint8(first), where=sprite.labels > 0)
     *colours, coverage = _pixel_means(canvas, palette)
-    image = _background(rng, tint, height, width) * (1 - coverage.astype(np.float32) / 255)
+    background = _background(rng, tint, height, width)
+    if haze is not None:
+        kept = kept_colour(haze.floor).astype(np.float32)
+        background = _veiled(background, kept[:, None], tint[:, None, None]).astype(np.float32)
+    image = background * (1 - coverage.astype(np.float32) / 255)
     image += np.stack(colours)
     image *= 1 + np.float32(0.1) * _clouds(rng, (3, 3), height, width)[..., 0]  # soft fall-off
     noise = np.frombuffer(rng.bytes(height * width), np.uint8).reshape(height, width)
     image += (noise.astype(np.float32) - np.float32(127.5)) * np.float32(rng.uniform(0.02, 0.09))
     return cv2.merge(list(np.clip(image, 0, 255, out=image).astype(np.uint8)))
+
+
+def _veiled(colours: np.ndarray, kept: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    """Colours of which the haze leaves the part `kept`; tint holds the channels, as the haze's colour does."""
+    haze = np.reshape(HAZE, tint.shape) * tint
+    return kept * colours + (1 - kept) * haze
+
+
+def _write(rng: np.random.Generator, image: np.ndarray, lines: list[Line]) -> None:
+    """Put lines of text on the picture, in place: bright letters where it is dark, and the reverse."""
+    for line in lines:
+        view = image[line.window]
+        dark = view.mean() > rng.uniform(110, 150)
+        colour = rng.uniform(0, 60, 3) if dark else rng.uniform(200, 255, 3)
+        samples = cv2.copyMakeBorder(line.letters.view(np.uint8) * 255, *[2 * FINE] * 4, cv2.BORDER_CONSTANT)
+        cover = cv2.pyrDown(samples)[2:-2, 2:-2, None].astype(np.float32) / 255
+        view[:] = (cover * colour.astype(np.float32) + (1 - cover) * view).astype(np.uint8)
 
 
 def _pixel_means(canvas: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -176,10 +263,18 @@ def _clouds(rng: np.random.Generator, grid: tuple[int, ...], height: int, width:
 # What is known of each object
 
 
-def _describe(sprite: Sprite, order: int, id_map: np.ndarray) -> SceneObject:
-    visible = np.count_nonzero(id_map == order + 1) / np.count_nonzero(sprite.mask)
-    keypoints = _keypoints(sprite.keypoints, order, id_map)
-    return SceneObject(sprite.kind, sprite.colour, sprite.fill, sprite.size, order, visible, keypoints)
+def _describe(sprite: Sprite, order: int, id_map: np.ndarray, haze: _Haze | None) -> SceneObject:
+    return SceneObject(
+        kind=sprite.kind,
+        colour=sprite.colour,
+        fill=sprite.fill,
+        size=sprite.size,
+        order=order,
+        visible_fraction=np.count_nonzero(id_map == order + 1) / np.count_nonzero(sprite.mask),
+        keypoints=_keypoints(sprite.keypoints, order, id_map),
+        view=sprite.view,
+        distance=None if haze is None else float(haze.distances[order]),
+    )
 
 
 def _keypoints(points: np.ndarray, order: int, id_map: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Writes the Shape Scenes data set: painted scenes as PNG files with COCO annotations that are exact to the pixel.
+"""Writes the Shape Scenes data set: painted scenes as PNG files with labels that are exact to the pixel.
 
     python datasets/shape_scenes.py --out data/shape_scenes --train 400 --val 100 --seed 0 --size 192x128
 
 Layout and conventions: `datasets/README.md`. What a scene is: `shape_painter`; its objects: `shape_sprites`; their
-classes: `shape_classes`. NumPy and OpenCV are all that is needed.
+classes: `shape_classes`; what is said of them: `shape_labels`. NumPy, OpenCV and Pillow are all that is needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from mtl_rcnn.data.coco_segmentation import mask_to_segmentation
-from mtl_rcnn.data.shape_classes import CLASSES, ShapeClass
-from mtl_rcnn.data.shape_painter import SPLITS, Scene, SceneObject, sample_scene
+from mtl_rcnn.data.shape_labels import (
+    SHAPE_CATEGORIES,
+    annotations_of,
+    class_map,
+    distance_map,
+    image_of,
+    vocabularies,
+)
+from mtl_rcnn.data.shape_painter import FLAVOURS, SPLITS, sample_scene
 from mtl_rcnn.errors import DataError
 
-__all__ = ["SHAPE_CATEGORIES", "main", "parse_size", "sample_scene", "write_shape_scenes"]
+__all__ = ["main", "parse_size", "sample_scene", "write_shape_scenes"]
 
-VERSION = 1  # of the pictures and labels: to be raised whenever the same parameters give other files
+VERSION = 2  # of the pictures and labels: to be raised whenever the same parameters give other files
 STAMP = "shape_scenes.json"
 _SMALLEST_SIDE = 64
 _LEAST_ASPECT = 1.1
@@ -40,6 +47,7 @@ def write_shape_scenes(
     seed: int = 0,
     size: tuple[int, int] = (192, 128),
     progress: bool = True,
+    flavour: str = "plain",
 ) -> Path:
     """Write the data set to folder `out`, or return at once if it is there already with the same parameters.
 
@@ -50,14 +58,15 @@ def write_shape_scenes(
         out: folder to make; it may exist if it is empty.
         train: number of training scenes.
         val: number of validation scenes, drawn independently of the training scenes.
-        seed: scene n of a split depends on (seed, split, n, size) only: more scenes leave the earlier ones unchanged.
+        seed: scene n of a split depends on (seed, split, n, size, flavour) only; more scenes change no earlier one.
         size: nominal (width, height) in pixels; single scenes vary around it.
         progress: report progress on standard error.
+        flavour: "plain", "full" (haze and distances, lines of text) or "lettered" (many lines of text, few objects).
 
     Raises:
         DataError: a parameter is out of range, or the folder holds something else.
     """
-    stamp = _stamp(train, val, seed, size)
+    stamp = _stamp(train, val, seed, size, flavour)
     out = Path(out)
     if _already_written(out, stamp):
         return out
@@ -66,7 +75,7 @@ def write_shape_scenes(
         build = Path(scratch) / "build"
         (build / "annotations").mkdir(parents=True)
         for split, count in zip(SPLITS, (train, val), strict=True):
-            _write_split(build, split, count, seed, size, progress)
+            _write_split(build, split, count, stamp, progress)
         (build / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
         try:
             build.rename(out)
@@ -92,9 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=100, help="validation scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", default="192x128", help="nominal width x height in pixels (default: %(default)s)")
+    parser.add_argument("--flavour", choices=FLAVOURS, default="plain", help="kind of scenes (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        out = write_shape_scenes(args.out, args.train, args.val, args.seed, parse_size(args.size))
+        size = parse_size(args.size)
+        out = write_shape_scenes(args.out, args.train, args.val, args.seed, size, flavour=args.flavour)
     except (DataError, OSError) as error:
         print(f"shape_scenes: error: {error}", file=sys.stderr)
         return 2
@@ -106,10 +117,12 @@ def main(argv: list[str] | None = None) -> int:
 # The stamp: which parameters a folder was written with
 
 
-def _stamp(train: int, val: int, seed: int, size: tuple[int, int]) -> dict[str, object]:
+def _stamp(train: int, val: int, seed: int, size: tuple[int, int], flavour: str) -> dict[str, Any]:
     for name, value in (("train", train), ("val", val), ("seed", seed)):
         if value < 0:
             raise DataError(f"{name}={value}: expected a number of at least 0")
+    if flavour not in FLAVOURS:
+        raise DataError(f"flavour {flavour!r}: expected one of {', '.join(FLAVOURS)}")
     width, height = size
     if min(size) < _SMALLEST_SIDE:
         raise DataError(f"size {width}x{height}: expected sides of at least {_SMALLEST_SIDE} pixels, such as 192x128")
@@ -118,10 +131,10 @@ def _stamp(train: int, val: int, seed: int, size: tuple[int, int]) -> dict[str, 
             f"size {width}x{height}: expected sides that differ by at least 10 %, such as 192x128, "
             "because square images would hide exchanged widths and heights"
         )
-    return {"version": VERSION, "train": train, "val": val, "seed": seed, "size": [width, height]}
+    return {"version": VERSION, "train": train, "val": val, "seed": seed, "size": [width, height], "flavour": flavour}
 
 
-def _already_written(out: Path, stamp: dict[str, object]) -> bool:
+def _already_written(out: Path, stamp: dict[str, Any]) -> bool:
     """Whether `out` holds this data set; False if it is missing or empty, DataError if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -134,7 +147,7 @@ def _already_written(out: Path, stamp: dict[str, object]) -> bool:
     )
 
 
-def _read_stamp(path: Path) -> dict[str, object] | None:
+def _read_stamp(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -142,68 +155,36 @@ def _read_stamp(path: Path) -> dict[str, object] | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One split: pictures and COCO annotations
+# One split: pictures, maps and annotations
 
 
-def _write_split(root: Path, split: str, count: int, seed: int, size: tuple[int, int], progress: bool) -> None:
+def _write_split(root: Path, split: str, count: int, stamp: dict[str, Any], progress: bool) -> None:
     images: list[dict] = []
     annotations: list[dict] = []
-    (root / split).mkdir()
+    seed, flavour = stamp["seed"], stamp["flavour"]
+    for folder in (split, f"semantic_{split}", *([f"depth_{split}"] if FLAVOURS[flavour].hazy else [])):
+        (root / folder).mkdir()
     for index in _report(count, f"shape_scenes {split}") if progress else range(count):
-        scene = sample_scene(seed, split, index, size)
-        image = _image_record(scene, image_id=index + 1)
-        _write_png(root / split / image["file_name"], scene.image)
+        scene = sample_scene(seed, split, index, tuple(stamp["size"]), flavour)
+        image = image_of(scene, index + 1, split)
+        _write_png(root / split / image["file_name"], cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+        _write_png(root / split / image["sem_seg_file_name"], class_map(scene))
+        distances = distance_map(scene)
+        if distances is not None:
+            _write_png(root / split / image["depth_file_name"], distances)
         images.append(image)
-        annotations += _annotations(scene, image["id"], first_id=len(annotations) + 1)
-    info = {"description": f"Shape Scenes, {split}", "version": str(VERSION)}
+        annotations += annotations_of(scene, image["id"], first_id=len(annotations) + 1)
+    info = {"description": f"Shape Scenes, {flavour}, {split}", "version": str(VERSION)}
     coco = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": SHAPE_CATEGORIES}
+    coco["vocabularies"] = vocabularies(flavour)
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    encoded, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))  # fast by default
+    encoded, data = cv2.imencode(".png", image)  # fast by default
     if not encoded:
         raise OSError(f"{path}: OpenCV could not encode the picture")
     path.write_bytes(data.tobytes())
-
-
-def _category(kind: ShapeClass) -> dict[str, object]:
-    category = {"id": kind.category_id, "name": kind.name, "supercategory": "shape"}
-    if kind.keypoints:
-        category |= {"keypoints": list(kind.keypoints), "skeleton": [list(pair) for pair in kind.skeleton]}
-    return category
-
-
-SHAPE_CATEGORIES = [_category(kind) for kind in CLASSES]
-
-
-def _image_record(scene: Scene, image_id: int) -> dict[str, object]:
-    height, width = scene.id_map.shape
-    return {"id": image_id, "file_name": f"{image_id:012d}.png", "width": width, "height": height}
-
-
-def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
-    return [
-        {"id": first_id + item.order, "image_id": image_id, **_annotation(item, scene.id_map == item.order + 1)}
-        for item in scene.objects
-    ]
-
-
-def _annotation(item: SceneObject, mask: np.ndarray) -> dict[str, object]:
-    """The COCO fields of one object from its visible pixels, mask (H, W) bool."""
-    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-    annotation = {
-        "category_id": item.kind.category_id,
-        "iscrowd": 0,
-        "bbox": [x, y, width, height],
-        "area": int(np.count_nonzero(mask)),
-        "segmentation": mask_to_segmentation(mask),
-        "visible_fraction": round(item.visible_fraction, 4),
-    }
-    if item.kind.keypoints:
-        annotation["keypoints"] = item.keypoints.ravel().tolist()
-        annotation["num_keypoints"] = int(np.count_nonzero(item.keypoints[:, 2]))
-    return annotation
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,6 +51,7 @@ class Sprite:
     labels: np.ndarray
     window: tuple[slice, slice]
     inside: float
+    view: Mapping[str, str]
 
     @property
     def mask(self) -> np.ndarray:
@@ -74,7 +75,7 @@ def sample_sprite(rng: np.random.Generator, nearer: list[Sprite], height: int, w
     if fill != "solid":
         labels += (labels == MAIN + 1) & _pattern(rng, fill, size, labels.shape)  # main becomes accent
     keypoints = outline.keypoints @ turn.T + centre
-    return Sprite(kind, _choose(rng, colours), fill, size, centre, keypoints, labels, window, inside)
+    return Sprite(kind, _choose(rng, colours), fill, size, centre, keypoints, labels, window, inside, outline.view)
 
 
 def _choose(rng: np.random.Generator, options: Sequence[_T]) -> _T:

@@ -158,6 +158,18 @@ class RegionNetwork(nn.Module):
         self, rows: dict[str, Tensor], index: int, network_size: Tensor, image_size: Tensor
     ) -> dict[str, Tensor]:
         """One image's rows in its original frame: boxes are scaled, clipped, and dropped where nothing is left."""
+        decoded, boxes, scale = self.image_rows(rows, index, network_size, image_size)
+        prediction = {"boxes": boxes, "scores": decoded["scores"], "classes": decoded["classes"]}
+        for task in self.tasks:
+            prediction.update(task.to_image(decoded, boxes, scale, image_size))
+        return prediction
+
+    @torch.jit.export
+    def image_rows(
+        self, rows: dict[str, Tensor], index: int, network_size: Tensor, image_size: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """One image's rows as they are decoded, their boxes in its original frame, and original pixels per network
+        pixel: what the tasks' `to_image` takes."""
         mine = rows["image_index"] == index
         scale = image_size.flip(0).float() / network_size.flip(0).float()
         limit = image_size.flip(0).to(rows["boxes"].dtype)
@@ -169,10 +181,7 @@ class RegionNetwork(nn.Module):
         for key, value in rows.items():
             if key != "boxes" and key != "image_index":
                 decoded[key] = value[mine][keep]
-        prediction = {"boxes": boxes, "scores": decoded["scores"], "classes": decoded["classes"]}
-        for task in self.tasks:
-            prediction.update(task.to_image(decoded, boxes, scale, image_size))
-        return prediction
+        return decoded, boxes, scale
 
 
 @torch.jit.script_if_tracing

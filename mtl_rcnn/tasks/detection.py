@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, WrittenLabel, place_of
 from mtl_rcnn.evaluation.coco import xyxy_to_xywh
 from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
 from mtl_rcnn.evaluation.evaluator import Row, instance_rows
@@ -87,6 +87,13 @@ class DetectionTarget(InstanceTarget):
             }
         boxes = instances.gt_boxes.tensor
         return {"boxes": boxes, "classes": instances.gt_classes, "scores": torch.ones(len(boxes))}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """A box, class and score of each detection of at least this score; without any, the image shows nothing."""
+        boxes = xyxy_to_xywh(prediction["boxes"])
+        rows = zip(boxes, prediction["classes"].tolist(), prediction["scores"].tolist())
+        fields = [{"bbox": box, "category_id": index, "score": score} for box, index, score in rows]
+        return WrittenLabel(annotations=[row if row["score"] >= threshold else None for row in fields])
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """A box with class and score per instance, each in its own colour."""

@@ -19,7 +19,7 @@ from mtl_rcnn.data.coco_file import are_numbers
 from mtl_rcnn.data.faults import DROPPED_ANNOTATION, Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, WrittenLabel, place_of
 from mtl_rcnn.evaluation.coco import encode_masks
 from mtl_rcnn.evaluation.coco_evaluator import CocoEvaluator, View
 from mtl_rcnn.evaluation.evaluator import Row, instance_rows
@@ -30,7 +30,8 @@ MASK_THRESHOLD = 0.5
 
 
 class MaskTarget(InstanceTarget):
-    """Polygons or RLE of each instance, from COCO's `segmentation`. Both may occur in one image."""
+    """Polygons or RLE of each instance, from COCO's `segmentation`. Both may occur in one image; null is an unknown
+    mask."""
 
     def check(self, record: Record) -> Coverage:
         """Counts masks. DataError: a polygon under 3 points, an RLE of another image size, a declared but missing
@@ -48,7 +49,8 @@ class MaskTarget(InstanceTarget):
             return
         for annotation in record["annotations"]:
             segmentation = annotation.get("segmentation")
-            if not segmentation and self.declared(record) and not annotation["iscrowd"]:
+            unknown = "segmentation" in annotation and segmentation is None  # said to be: as good as none
+            if not segmentation and self.declared(record) and not annotation["iscrowd"] and not unknown:
                 text = (
                     f"has no 'segmentation', but the dataset declares the task '{self.name}': add it, or take "
                     f"'{self.name}' out of the dataset's `tasks`"
@@ -82,6 +84,12 @@ class MaskTarget(InstanceTarget):
         if isinstance(masks, PolygonMasks):
             masks = BitMasks.from_polygon_masks(masks, height, width)
         return {"masks": masks.tensor & instances.get(f"gt_has_{self.name}")[:, None, None]}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """Run-length masks, of each instance whose mask is at least as sure as `threshold`; null for the others."""
+        sure = (prediction["mask_scores"] >= threshold).tolist()
+        masks = encode_masks(prediction["masks"])
+        return WrittenLabel(annotations=[{"segmentation": mask if ok else None} for mask, ok in zip(masks, sure)])
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """A translucent area per instance, in the instance's colour."""
@@ -217,6 +225,17 @@ class MaskTask(RoiTask):
     ) -> dict[str, Tensor]:
         """masks (N, H, W) bool in the original frame."""
         return {"masks": paste_masks(decoded["mask_grids"], boxes, image_size)}
+
+    def to_label(
+        self, decoded: dict[str, Tensor], boxes: Tensor, scale: Tensor, image_size: Tensor
+    ) -> dict[str, Tensor]:
+        """masks, and mask_scores (N,) in 0..1: the mean probability of the grid's pixels that make the mask, 0 for an
+        empty one."""
+        masks = self.to_image(decoded, boxes, scale, image_size)["masks"]
+        grids = decoded["mask_grids"]
+        inside = grids >= MASK_THRESHOLD
+        scores = (grids * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+        return {"masks": masks, "mask_scores": scores * masks.flatten(1).any(dim=1)}
 
 
 @torch.jit.script_if_tracing

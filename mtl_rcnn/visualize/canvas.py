@@ -27,6 +27,9 @@ _SHIFT = 4
 _SMALL = 48 * 48
 """Pixels of the drawing: labels keep off boxes that are smaller."""
 
+_INSET = 3
+"""Part of the drawing's sides that a second raster takes."""
+
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
 
@@ -66,8 +69,9 @@ class Canvas:
         size = (round(self.width * self.scale), round(self.height * self.scale))
         smooth = cv2.INTER_CUBIC if self.scale > 1 else cv2.INTER_AREA
         self._pixels = cv2.resize(image, size, interpolation=smooth) if self.scale != 1 else image.copy()
-        self._labels: list[tuple[str, _Rectangle, Color]] = []
-        self._captions: list[str] = []
+        self._labels: list[tuple[str, _Rectangle, Color, bool]] = []
+        self._captions: list[tuple[str, Color]] = []
+        self._rasters = 0
         side = float(np.sqrt(size[0] * size[1]))
         self._line = max(2, round(side / 300))
         self._font_scale = float(np.clip(side / 1100, 0.42, 1.2))
@@ -77,25 +81,30 @@ class Canvas:
         """(H', W', 3) uint8 RGB, the drawing with all text, H' = round(H * scale). Drawing may go on afterwards."""
         pixels = self._pixels.copy()
         taken: list[_Rectangle] = []
-        for line, text in enumerate(self._captions):
+        for line, (text, color) in enumerate(self._captions):
             width, height = self._text_size(text)
             taken.append(self._inside(0, line * height, width, height))
-            self._text(pixels, text, taken[-1], BLACK)
-        small = [around for _, around, _ in self._labels if _area(around) < _SMALL]
-        for text, around, color in self._labels:
-            taken.append(self._place(text, around, taken, small))
+            self._text(pixels, text, taken[-1], color)
+        small = [around for _, around, _, _ in self._labels if _area(around) < _SMALL]
+        for text, around, color, below in self._labels:
+            taken.append(self._place(text, around, taken, small, below))
             self._text(pixels, text, taken[-1], color)
         return pixels
 
     def box(self, xyxy: Sequence[float] | Tensor, label: str = "", color: Color = WHITE) -> None:
         """Outline of a box, XYXY in image pixels, with a text above it (or inside, where there is no room)."""
-        x0, y0, x1, y1 = (float(value) * self.scale for value in xyxy)
+        x0, y0, x1, y1 = self._scaled(xyxy)
         corners = [self._fixed(x0, y0), self._fixed(x1, y1)]
         # A dark rim keeps bright lines visible on bright ground.
         cv2.rectangle(self._pixels, *corners, BLACK, self._line + 2, cv2.LINE_AA, _SHIFT)
         cv2.rectangle(self._pixels, *corners, color, self._line, cv2.LINE_AA, _SHIFT)
         if label:
-            self._labels.append((label, (round(x0), round(y0), round(x1), round(y1)), color))
+            self._labels.append((label, (round(x0), round(y0), round(x1), round(y1)), color, False))
+
+    def note(self, xyxy: Sequence[float] | Tensor, text: str, color: Color = WHITE) -> None:
+        """A text below a box, XYXY in image pixels, that something else draws (or inside, where there is no room)."""
+        x0, y0, x1, y1 = (round(value) for value in self._scaled(xyxy))
+        self._labels.append((text, (x0, y0, x1, y1), color, True))
 
     def mask(self, mask: np.ndarray | Tensor, color: Color = WHITE, alpha: float = 0.45) -> None:
         """(H, W) bool of the image's size, laid over it with an outline."""
@@ -140,17 +149,31 @@ class Canvas:
                 cv2.circle(self._pixels, place, radius << _SHIFT, paint, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
     def raster(self, colors: np.ndarray, alpha: float = 0.5) -> None:
-        """(H, W, 3) uint8 RGB of the image's size, laid over all of it: dense predictions."""
-        size = (self._pixels.shape[1], self._pixels.shape[0])
-        layer = cv2.resize(colors, size, interpolation=cv2.INTER_NEAREST)
-        self._pixels = cv2.addWeighted(layer, alpha, self._pixels, 1 - alpha, 0)
+        """(H, W, 3) uint8 RGB of the image's size, laid over all of it: dense predictions.
 
-    def caption(self, text: str) -> None:
-        """A line of text in the upper left corner, below earlier ones."""
-        self._captions.append(text)
+        Two layers of colour cannot be told apart: the second raster is shown small in the lower right corner, the third
+        beside it.
+        """
+        height, width = self._pixels.shape[:2]
+        self._rasters += 1
+        if self._rasters > 1:
+            height, width = max(height // _INSET, 1), max(width // _INSET, 1)
+        right = self._pixels.shape[1] - max(self._rasters - 2, 0) * width
+        place = self._pixels[self._pixels.shape[0] - height :, max(right - width, 0) : max(right, width)]
+        layer = cv2.resize(colors, (width, height), interpolation=cv2.INTER_NEAREST)
+        place[:] = layer if self._rasters > 1 else cv2.addWeighted(layer, alpha, place, 1 - alpha, 0)
+
+    def caption(self, text: str, color: Color = BLACK) -> None:
+        """A line of text in the upper left corner, below earlier ones, on a plate of the colour."""
+        self._captions.append((text, color))
 
     def _place(
-        self, text: str, around: _Rectangle, taken: Sequence[_Rectangle], small: Sequence[_Rectangle]
+        self,
+        text: str,
+        around: _Rectangle,
+        taken: Sequence[_Rectangle],
+        small: Sequence[_Rectangle],
+        below: bool = False,
     ) -> _Rectangle:
         """Of the places near the box the one that hides least: first of other labels, then of small objects."""
         width, height = self._text_size(text)
@@ -164,6 +187,8 @@ class Canvas:
             (x1 - width, y0),
         ]
         beside = [(x1, y0), (x0 - width, y0), (x0, y0 - 2 * height), (x0, y1 + height)]
+        if below:
+            corners = [(x0, y1), (x0, y1 - height), (x1 - width, y1), (x0, y0), (x1 - width, y1 - height)]
         places = [self._inside(x, y, width, height) for x, y in (*corners, *beside)]
 
         def hidden(place: _Rectangle) -> int:
@@ -171,6 +196,10 @@ class Canvas:
             return 4 * labels + sum(_overlap(place, other) for other in small)
 
         return min(places, key=hidden)
+
+    def _scaled(self, xyxy: Sequence[float] | Tensor) -> tuple[float, float, float, float]:
+        x0, y0, x1, y1 = (float(value) * self.scale for value in xyxy)
+        return x0, y0, x1, y1
 
     def _inside(self, x: int, y: int, width: int, height: int) -> _Rectangle:
         """The rectangle moved into the drawing."""

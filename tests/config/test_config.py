@@ -126,6 +126,7 @@ def test_every_configuration_composes(path: Path) -> None:
     if group == "configs":
         overrides = ["run=x"] if path.stem in ("evaluate", "export", "report") else []
         overrides += ["network=x", "input=x"] if path.stem == "predict" else []
+        overrides += ["network=x", "dataset={name: x}", "output_dir=x"] if path.stem == "pseudo_label" else []
         assert compose(path.stem, overrides)
     elif group == "tasks":
         assert compose("train", [f"tasks=[{path.stem}]"]).tasks[path.stem]._target_
