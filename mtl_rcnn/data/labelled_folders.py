@@ -82,6 +82,7 @@ class LabelledFolders(DatasetReader):
         if unknown and words:
             hint = suggest(unknown[0], words) or f"; folders are {', '.join(words)}"
             raise ConfigError(f"dataset {spec.name!r}: leave_out names {unknown[0]!r}, which is no folder{hint}")
+        vocabulary = self._vocabulary(words, spec.name, report)
         images = {name: _images(root / name) for name in words}
         for name in (name for name, paths in images.items() if not paths):
             text = f"{root / name}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}); put some in, or remove it"
@@ -96,7 +97,7 @@ class LabelledFolders(DatasetReader):
             }
             for entry in image_entries(root, chosen, report)
         ]
-        return coco_data(root, entries, vocabularies={VOCABULARY: self._vocabulary(words, spec.name, report)})
+        return coco_data(root, entries, vocabularies={VOCABULARY: vocabulary})
 
     def _folders(self, root: Path, dataset: str, report: Sink) -> dict[str, list[str]]:
         """Folder -> its words, sorted by name; hidden folders do not count."""

@@ -102,6 +102,18 @@ def test_two_data_sets_of_different_words_share_a_network(toy: Toy) -> None:
     assert target.load(spoilt, identity).tolist() == [0, -1, -1, -1, 1]
 
 
+def test_predictions_become_labels_where_all_are_sure() -> None:
+    def written(*scores: float, known: Sequence[str] = NAMES) -> Any:
+        label = TARGET.as_label(record(None, known), {"label_scores": torch.tensor(scores)}, 0.9)
+        return None if label is None else label.image
+
+    assert written(0.95, 0.05, 0.0, 1.0, 0.01) == {"image_labels": ["red", "shirt"]}
+    assert written(0.01, 0.05, 0.0, 0.02, 0.01) == {"image_labels": []}
+    assert written(0.95, 0.2, 0.0, 1.0, 0.01) is None
+    assert written(0.95, 0.2, 0.0, 1.0, 0.01, known=["red", "shirt"]) == {"image_labels": ["red", "shirt"]}
+    assert written(0.95, 0.2, 0.0, 1.0, 0.01, known=[]) is None
+
+
 # Network
 
 
