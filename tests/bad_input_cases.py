@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from bad_input_plants import (
+    ICDAR,
     Evil,
     category,
     classes,
@@ -24,7 +25,9 @@ from bad_input_plants import (
     entry,
     evaluate_unknown,
     folder,
+    icdar,
     image,
+    lines,
     load_checkpoint,
     mix,
     no_vocabulary,
@@ -39,6 +42,7 @@ from bad_input_plants import (
     turned,
     twice,
     type_,
+    vocabulary,
 )
 from PIL import Image
 from toy import Toy
@@ -74,12 +78,15 @@ class Case:
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
 CONFIG, CHECKPOINT, MIXTURE, PSEUDO = "Configurations", "Checkpoints", "Several training sets", "Pseudo-labels"
-MAPS = "Maps of classes and of depth"
+MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
+_attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
 _pseudo = partial(Case, PSEUDO, spoil=nothing, error=ConfigError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
+
+LINES = "Lines of text"
 
 CASES = [
     # Images
@@ -247,6 +254,48 @@ CASES = [
          edit(lambda c: c["images"][1].update(depth_scale=0.001))),
     Case(MAPS, "distances that are declared and not named", "image 14 has no 'depth_file_name', but the dataset",
          nothing, specify(tasks=["depth"])),
+    # Attributes
+    _attributes("a group that the vocabulary lacks", "lacks (did you mean 'colour'?)",
+                entry(101, attributes={"color": "red"})),
+    _attributes("a value that the group lacks", "annotation 101 has the attribute colour='purple', which is not one of",
+                entry(101, attributes={"colour": "purple"})),
+    _attributes("a list for one of several values", "expected one name of red, green, blue",
+                entry(101, attributes={"colour": ["red"]})),
+    _attributes("a name for any of several values", "expected a list of names of rim, dots, stripes",
+                entry(101, attributes={"marks": "rim"})),
+    _attributes("a text for a number", "weight='3.5': expected a finite number",
+                entry(101, attributes={"weight": "3.5"})),
+    _attributes("NaN for a number", "weight=nan: expected a finite number",
+                entry(101, attributes={"weight": float("nan")})),
+    _attributes("a group of other classes", "but is a 'disc': the attribute belongs to figure, square",
+                entry(102, attributes={"weight": 3.5})),
+    _attributes("a list of attributes", "expected an object, group -> value", entry(101, attributes=["red"])),
+    _attributes("attributes that are declared and missing", "has no 'attributes', but the dataset declares", nothing,
+                specify(tasks=["detection", "attribute"])),
+    _attributes("a group of a type that does not exist", "'colour' has the type 'category'; expected categorical",
+                vocabulary(0, type="category")),
+    _attributes("a group without values", "'colour' is categorical and has the values []", vocabulary(0, values=[])),
+    _attributes("files whose groups have other values", "contradict each other",
+                edit(lambda c: c["vocabularies"]["attributes"][0].update(values=["red"]))),
+    # Lines of text
+    Case(LINES, "a polygon of three corners", "line 1 of 'text_lines': its polygon is [6, 30, 50, 28, 50, 42]",
+         lines(1, polygon=[6, 30, 50, 28, 50, 42])),
+    Case(LINES, "a polygon with NaN", "has a coordinate that is not finite",
+         lines(0, polygon=[float("nan"), 4, 60, 4, 60, 16, 4, 16])),
+    Case(LINES, "a polygon outside the image", "lies outside the image of 64 x 48 pixels",
+         lines(0, polygon=[104, 4, 160, 4, 160, 16, 104, 16])),
+    Case(LINES, "a line that is a text", "line 0 of 'text_lines': its polygon is 'upper'",
+         edit(lambda c: c["images"][0].update(text_lines=["upper"]))),
+    Case(LINES, "lines that are no list", "'text_lines' is 'upper'; expected a list",
+         edit(lambda c: c["images"][0].update(text_lines="upper"))),
+    Case(LINES, "lines that are declared and missing", "image 13 has no 'text_lines', but the dataset declares",
+         nothing, specify(tasks=["text"])),
+    Case(LINES, "an ICDAR line of seven coordinates", "gt_12.txt, line 2: '4,5,20,5,20,9,4,word'; expected x1,",
+         icdar("4,5,20,5,20,9,4,word"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR line without a transcription", "gt_12.txt, line 2: '4,5,20,5,20,9,4,9'; expected x1,",
+         icdar("4,5,20,5,20,9,4,9"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR file that is not UTF-8", "gt_12.txt: is not UTF-8",
+         icdar(b"4,5,20,5,20,9,4,9,caf\xe9"), specify(**ICDAR)),
 ]  # fmt: skip
 
 

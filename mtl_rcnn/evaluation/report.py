@@ -81,16 +81,16 @@ def _alike(groups: Mapping[tuple[str, str], _Named]) -> list[dict[tuple[str, str
 def _summary(tasks: Mapping[tuple[str, str], _Named]) -> str:
     columns = _columns(tasks.values())
     rows = [["dataset", "task", *columns]]
-    cells = {name: _cells([named.get(name) for named in tasks.values()]) for name in columns.values()}
+    cells = {column: _cells([_of(named, column) for named in tasks.values()]) for column in columns.values()}
     for index, (dataset, task) in enumerate(tasks):
-        rows.append([dataset, task, *(cells[name][index] for name in columns.values())])
+        rows.append([dataset, task, *(cells[column][index] for column in columns.values())])
     return "\n".join(align(rows, text_columns=2))
 
 
 def _per_class(key: tuple[str, str], named: _Named, width: int) -> str:
     classes = _classes(named)
     columns = _columns(classes.values())
-    cells = [_cells([values.get(name) for values in classes.values()]) for name in columns.values()]
+    cells = [_cells([_of(values, column) for values in classes.values()]) for column in columns.values()]
     rows = [["class", *columns]]
     rows += [[class_name, *(column[index] for column in cells)] for index, class_name in enumerate(classes)]
     lines = align(rows)
@@ -109,13 +109,20 @@ def _side_by_side(header: str, lines: Sequence[str], width: int) -> list[str]:
     ]
 
 
-def _columns(groups: Iterable[_Named]) -> dict[str, str]:
-    """Header -> metric name, in the order of first appearance."""
-    headers: dict[str, str] = {}
+def _columns(groups: Iterable[_Named]) -> dict[str, tuple[str, bool]]:
+    """Header -> metric name and whether higher is better, in the order of first appearance."""
+    headers: dict[str, tuple[str, bool]] = {}
     for named in groups:
         for name, metric in named.items():
-            headers.setdefault(name if metric.higher_is_better else f"{name} ↓", name)
+            column = name, metric.higher_is_better
+            headers.setdefault(name if metric.higher_is_better else f"{name} ↓", column)
     return headers
+
+
+def _of(named: _Named, column: tuple[str, bool]) -> Metric | None:
+    """The metric of a column, None if the group has none of this name and direction."""
+    metric = named.get(column[0])
+    return metric if metric is not None and metric.higher_is_better == column[1] else None
 
 
 def _cells(column: Sequence[Metric | None]) -> list[str]:

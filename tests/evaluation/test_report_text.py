@@ -57,3 +57,14 @@ def test_reasons_stand_below_once_each():
 
 def test_nothing_to_report():
     assert report_text({}) == "no metrics"
+
+
+def test_a_name_whose_values_go_both_ways_has_two_columns():
+    metrics = {
+        "toy/task/gt/accuracy": Metric(90.0),
+        "toy/task/gt/error": Metric(3.0, higher_is_better=False),
+    }
+    header, first, second = report_text(metrics, width=30).splitlines()[-3:]
+    assert header.split() == ["class", "gt", "gt", "↓"]
+    assert first.split() == ["accuracy", "90.00", "-"]
+    assert second.split() == ["error", "-", "3.000"]

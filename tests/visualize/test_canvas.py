@@ -148,3 +148,20 @@ def test_a_raster_covers_the_image():
 def test_what_is_not_an_image_is_an_error(image):
     with pytest.raises(ValueError, match=r"expected an image \(H, W, 3\) of uint8"):
         Canvas(image)
+
+
+def test_a_note_lies_below_its_box_and_a_label_above():
+    canvas = Canvas(grey(), scale=1.0)
+    canvas.box([60, 80, 200, 160], "label", RED)
+    canvas.note([60, 80, 200, 160], "red, striped", GREEN)
+    label, note = close(canvas.image, (224, 20, 20)), close(canvas.image, (20, 224, 20))
+    assert note.any()
+    assert np.flatnonzero(note.any(axis=1)).min() >= 160
+    assert np.flatnonzero(label.any(axis=1)).min() < 80
+
+
+def test_a_note_of_a_box_at_the_lower_border_stays_in_the_drawing():
+    canvas = Canvas(grey(), scale=1.0)
+    canvas.note([60, 200, 300, 300], "red, striped", GREEN)
+    rows = np.flatnonzero(close(canvas.image, (20, 224, 20)).any(axis=1))
+    assert 260 < rows.min() < rows.max() < 300
