@@ -54,6 +54,7 @@ from whole_load import load_everything
 
 from mtl_rcnn.config import compose
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, MtlRcnnError, UnreadableImageError
+from mtl_rcnn.predict.label_files import LabelFiles
 
 ERRORS = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
@@ -80,13 +81,14 @@ class Case:
 
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
-CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
 WORDS = "Labels of images"
+CONFIG, CHECKPOINT, MIXTURE, PSEUDO = "Configurations", "Checkpoints", "Several training sets", "Pseudo-labels"
 MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
+_pseudo = partial(Case, PSEUDO, spoil=nothing, error=ConfigError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
 LINES = "Lines of text"
@@ -228,6 +230,10 @@ CASES = [
     _mixture("a temperature with another method", "and the method is null", run=mix("data.mixing.temperature=2")),
     _mixture("a repeated training set whose share is given", "data.train[0].repeat=3: with data.mixing.method=uniform",
              run=mix("data.mixing.method=uniform", repeat=3)),
+    _pseudo("a threshold of 2", "threshold=2: expected a number from 0 to 1",
+            run=lambda toy: compose("pseudo_label", ["network=x", "output_dir=x", "dataset={name: x}", "threshold=2"])),
+    _pseudo("an output directory that holds something", "exists already; choose another, or move it away",
+            run=lambda toy: LabelFiles(toy.images, toy.images)),
     _mixture("a training set that labels no selected task", "dataset 'toy' trains nothing: it labels no image for any",
              run=specify(tasks=[])),
     # Labels of images
