@@ -165,3 +165,13 @@ def test_a_note_of_a_box_at_the_lower_border_stays_in_the_drawing():
     canvas.note([60, 200, 300, 300], "red, striped", GREEN)
     rows = np.flatnonzero(close(canvas.image, (20, 224, 20)).any(axis=1))
     assert 260 < rows.min() < rows.max() < 300
+
+
+def test_a_polygon_has_its_outline_and_its_text() -> None:
+    canvas = Canvas(np.full((200, 300, 3), 90, np.uint8), scale=1.0)
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], color=(255, 0, 0))
+    plain = canvas.image
+    assert plain[70, 150].tolist() == [255, 0, 0]
+    assert (plain[95, 150] == 90).all()
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], "0.91", (255, 0, 0))
+    assert (canvas.image != plain).any(axis=(1, 2)).sum() > 8
