@@ -114,7 +114,7 @@ class Canvas:
             cv2.polylines(self._pixels, [outline], True, paint, width, cv2.LINE_AA, _SHIFT)
         if label:
             (x0, y0), (x1, y1) = (tuple(map(round, limit(np.array(corners), axis=0))) for limit in (np.min, np.max))
-            self._labels.append((label, (x0, y0, x1, y1), color))
+            self._labels.append((label, (x0, y0, x1, y1), color, False))
 
     def mask(self, mask: np.ndarray | Tensor, color: Color = WHITE, alpha: float = 0.45) -> None:
         """(H, W) bool of the image's size, laid over it with an outline."""
