@@ -284,7 +284,7 @@ class DepthTask(ImageTask):
     @torch.jit.export
     def decode(self, raw: Tensor, padded_size: Tensor) -> dict[str, Tensor]:
         """cell_metres (B, 1, h, w), float32."""
-        return {"cell_metres": (self.min_depth + F.softplus(raw.float())).clamp(max=self.max_depth)}
+        return {"cell_metres": self.metres(raw).clamp(max=self.max_depth)}
 
     @torch.jit.export
     def to_image(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:
