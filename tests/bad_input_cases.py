@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from bad_input_plants import (
+    ICDAR,
     Evil,
     category,
     classes,
@@ -24,8 +25,10 @@ from bad_input_plants import (
     entry,
     evaluate_unknown,
     folder,
+    icdar,
     folders,
     image,
+    lines,
     load_checkpoint,
     load_words,
     mix,
@@ -85,6 +88,8 @@ _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
+
+LINES = "Lines of text"
 
 CASES = [
     # Images
@@ -288,6 +293,25 @@ CASES = [
     _attributes("a group without values", "'colour' is categorical and has the values []", vocabulary(0, values=[])),
     _attributes("files whose groups have other values", "contradict each other",
                 edit(lambda c: c["vocabularies"]["attributes"][0].update(values=["red"]))),
+    # Lines of text
+    Case(LINES, "a polygon of three corners", "line 1 of 'text_lines': its polygon is [6, 30, 50, 28, 50, 42]",
+         lines(1, polygon=[6, 30, 50, 28, 50, 42])),
+    Case(LINES, "a polygon with NaN", "has a coordinate that is not finite",
+         lines(0, polygon=[float("nan"), 4, 60, 4, 60, 16, 4, 16])),
+    Case(LINES, "a polygon outside the image", "lies outside the image of 64 x 48 pixels",
+         lines(0, polygon=[104, 4, 160, 4, 160, 16, 104, 16])),
+    Case(LINES, "a line that is a text", "line 0 of 'text_lines': its polygon is 'upper'",
+         edit(lambda c: c["images"][0].update(text_lines=["upper"]))),
+    Case(LINES, "lines that are no list", "'text_lines' is 'upper'; expected a list",
+         edit(lambda c: c["images"][0].update(text_lines="upper"))),
+    Case(LINES, "lines that are declared and missing", "image 13 has no 'text_lines', but the dataset declares",
+         nothing, specify(tasks=["text"])),
+    Case(LINES, "an ICDAR line of seven coordinates", "gt_12.txt, line 2: '4,5,20,5,20,9,4,word'; expected x1,",
+         icdar("4,5,20,5,20,9,4,word"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR line without a transcription", "gt_12.txt, line 2: '4,5,20,5,20,9,4,9'; expected x1,",
+         icdar("4,5,20,5,20,9,4,9"), specify(**ICDAR)),
+    Case(LINES, "an ICDAR file that is not UTF-8", "gt_12.txt: is not UTF-8",
+         icdar(b"4,5,20,5,20,9,4,9,caf\xe9"), specify(**ICDAR)),
 ]  # fmt: skip
 
 

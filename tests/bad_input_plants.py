@@ -143,6 +143,21 @@ def _spoil_map(path: Path, value: Any, size: tuple[int, ...], dtype: type = np.u
         Image.fromarray(np.full(size, value, dtype)).save(path, format="TIFF" if dtype is np.float32 else "PNG")
 
 
+def lines(number: int, **fields: Any) -> Callable[[Toy], None]:
+    """Changes fields of a line of text of image 11."""
+    return edit(lambda c: c["images"][0]["text_lines"][number].update(fields))
+
+
+ICDAR: dict[str, Any] = {"annotations": [], "reader": {"_target_": "mtl_rcnn.data.icdar.IcdarFolder"}}
+"""Keys of a data set that reads the files that `icdar` plants."""
+
+
+def icdar(line: str | bytes) -> Callable[[Toy], None]:
+    """Puts a file of ICDAR's beside image 12, with this for its second line."""
+    data = line.encode() if isinstance(line, str) else line
+    return lambda toy: (toy.images / "gt_12.txt").write_bytes(b"2,6,46,6,46,20,2,20,alone\r\n" + data)
+
+
 # What the user does
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-ELSEWHERE = torch.device("xpu", 0)
+ELSEWHERE = torch.device("mtia", 0)
+"""A type that no operator asks for by name: torch's LSTM takes an xpu's own code before it is dispatched."""
 
 MIXING = ("aten::_to_copy", "aten::copy_", "aten::index.Tensor", "aten::index_put_", "aten::index_put")
 """Operators that take the CPU's tensors beside another device's: copies, and indices."""

@@ -44,7 +44,7 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
     metrics = json.loads((outcome.folder / "metrics.json").read_text())
     assert {f"toy/{name}/{cls.evaluator_class.headline}" for name, cls in task_classes(cfg).items()} <= set(metrics)
     assert all(value == value and value >= 0 for value in metrics.values())
-    assert {path.name for path in (outcome.folder / "predictions").iterdir()} == {f"toy_{t}.json" for t in TASKS}
+    assert {path.name for path in (outcome.folder / "predictions").glob("*.json")} == {f"toy_{t}.json" for t in TASKS}
     rows = read_metrics(outcome.folder / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 4]
     assert {"total", "lr"} <= set(rows[0])

@@ -51,6 +51,7 @@ TASKS = {
     "attribute": ["tasks.attribute.fc_dims=[16]"],
     "semantic": ["tasks.semantic.decoder.conv_dim=32"],
     "depth": ["tasks.depth.decoder.conv_dim=32"],
+    "text": ["tasks.text.conv_dim=16", "tasks.text.hidden_dim=8", "tasks.text.fc_dim=16"],
 }
 """Overrides of each task that has knobs worth shrinking."""
 

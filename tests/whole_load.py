@@ -18,7 +18,7 @@ from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.evaluation.coco_truth import coco_ground_truth
 
-ALL = ("detection", "mask", "keypoint", "semantic", "depth", "attribute")
+ALL = ("detection", "mask", "keypoint", "attribute", "semantic", "depth", "text")
 
 
 @cache

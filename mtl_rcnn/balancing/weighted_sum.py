@@ -17,14 +17,16 @@ class WeightedSum(Scalarizer):
 
     Args:
         parts: all loss names, "task/part".
-        weights: weight of a whole task ("task") or of one part ("task/part", which multiplies the task's).
+        weights: weight of a whole task ("task") or of one part ("task/part", which multiplies the task's); None
+            for none.
 
     Raises:
         ConfigError: a weight of something that is not a loss, or that is negative.
     """
 
-    def __init__(self, parts: Sequence[str], weights: Mapping[str, float]) -> None:
+    def __init__(self, parts: Sequence[str], weights: Mapping[str, float] | None) -> None:
         super().__init__(parts)
+        weights = weights or {}
         known = {*self.parts, *(part.split("/")[0] for part in self.parts)}
         for name, weight in weights.items():
             if name not in known:

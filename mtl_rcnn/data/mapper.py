@@ -21,6 +21,8 @@ from mtl_rcnn.data.target import ImageTarget, InstanceTarget, Record, Sample, Ta
 from mtl_rcnn.errors import ConfigError, UnreadableImageError
 
 _DETECTOR_BOXES = "gt_boxes"
+_LABELS = 1
+"""Distinguishes draws for a sample's labels from those for its augmentation."""
 
 
 class Mapper:
@@ -79,7 +81,8 @@ class Mapper:
             image = image[:, :, ::-1]
         sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.labels:
-            self._add_labels(sample, record, geometry)
+            with seeded(self.seed, sample_index, attempt, _LABELS):  # what a label draws is the sample's own, too
+                self._add_labels(sample, record, geometry)
         return sample
 
     def _augment(self, record: Record, sample_index: int, attempt: int) -> tuple[np.ndarray, Geometry]:

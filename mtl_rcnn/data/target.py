@@ -181,7 +181,8 @@ class ImageTarget(Target):
 
     @abstractmethod
     def load(self, record: Record, geometry: Geometry) -> Any | None:
-        """The image's label, moved by `geometry`; None if the image is not labelled."""
+        """The image's label, moved by `geometry`; None if the image is not labelled. What it draws from torch's
+        generator, the mapper makes a function of the run's seed and the sample."""
 
 
 def place_of(record: Record, annotation: Mapping[str, Any]) -> str:

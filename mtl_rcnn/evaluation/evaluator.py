@@ -102,6 +102,11 @@ class Evaluator(ABC):
     def metrics(self, rows: Sequence[Row]) -> Mapping[str, Metric]:
         """Metrics by name (`AP`, `AP50`, `AP/<class>` ...) of all rows of the dataset. Never nan."""
 
+    def files(self, rows: Sequence[Row]) -> Mapping[str, bytes]:
+        """The rows in other forms that the task's community reads, beside the JSON list: ending of a file's name ->
+        content. None by default."""
+        return {}
+
     def score(self, rows: Sequence[Row]) -> Scored:
         """The metrics, and the analysis behind them if the task has one."""
         return Scored(self.metrics(rows))

@@ -213,7 +213,8 @@ def _score(
     metrics = {}
     for task in entry.evaluators:
         if output_dir is not None:
-            write_predictions(output_dir, entry.name, task, rows[task])
+            others = entry.evaluators[task].files(rows[task])
+            write_predictions(output_dir, entry.name, task, rows[task], others)
         start = time.monotonic()
         found = score_task(entry, task, rows[task], inspect)
         logger.info("%s/%s: %d rows scored in %.1f s", entry.name, task, len(rows[task]), time.monotonic() - start)

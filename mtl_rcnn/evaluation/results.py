@@ -1,6 +1,7 @@
 """The files of an evaluation: results rows per dataset and task, metrics, and scoring a results file again.
 
     predictions/<dataset>_<task>.json   the rows, a JSON list as the task's community reads it
+    predictions/<dataset>_<task><...>   the same in other forms, if the task has any (`Evaluator.files`)
     metrics.json                        {"dataset/task/metric": float}
     metrics_info.json                   {"dataset/task/metric": {"higher_is_better": bool, "reason": text or null}}
     evaluated.json                      {"iteration": int}: the network, by the steps it was trained for; null: unknown
@@ -22,11 +23,18 @@ from mtl_rcnn.evaluation.evaluator import THRESHOLD, Evaluator, Metric, Row
 
 _EVALUATED = "evaluated.json"
 
+NO_FILES: Mapping[str, bytes] = {}
 
-def write_predictions(folder: Path, dataset: str, task: str, rows: Sequence[Row]) -> Path:
-    """Writes `predictions/<dataset>_<task>.json` into the folder; returns its path."""
+
+def write_predictions(
+    folder: Path, dataset: str, task: str, rows: Sequence[Row], others: Mapping[str, bytes] = NO_FILES
+) -> Path:
+    """Writes `predictions/<dataset>_<task>.json` into the folder, and the same in other forms (ending of the name ->
+    content); returns the JSON's path."""
     path = folder / "predictions" / f"{dataset}_{task}.json".replace(os.sep, "_")
     write_json(path, list(rows), indent=None)
+    for ending, content in others.items():
+        _write(path.with_name(path.stem + ending), content)
     return path
 
 
@@ -120,11 +128,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         MtlRcnnError: the file cannot be written.
     """
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from mtl_rcnn.data.dataset_spec import suggest
 from mtl_rcnn.data.faults import Fault, Repair, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, place_of
+from mtl_rcnn.data.target import Coverage, InstanceTarget, Prediction, Record, Sample, WrittenLabel, place_of
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.coco_rows import RowReader, xyxy_to_xywh
 from mtl_rcnn.evaluation.coco_truth import number_images
@@ -221,6 +221,21 @@ class AttributeTarget(InstanceTarget):
             return {"attribute_scores": torch.zeros(number, self.labels.values), "attribute_scalars": scalars}
         scores = (instances.gt_attribute_values == 1).float()
         return {"attribute_scores": scores, "attribute_scalars": instances.gt_attribute_scalars.clone()}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """`attributes` of each object: a categorical value that is likely enough, whether a binary one holds or not,
+        and a multilabel group if every one of its values is sure. Scalars, of which nobody says how sure they are, stay
+        unknown."""
+        entries = self.label_space.vocabularies[VOCABULARY]
+        writable = {entries[index]["name"] for index in record["vocabularies"].get(VOCABULARY, {}).values()}
+        groups = [group for group in self.groups if group.kind != SCALAR and group.name in writable]
+        rows: list[dict[str, Any] | None] = []
+        for class_index, scores in zip(prediction["classes"].tolist(), prediction["attribute_scores"].tolist()):
+            own = [(group, scores[group.columns]) for group in groups if class_index in group.classes]
+            sure = {group.name: _sure(group, probabilities, threshold) for group, probabilities in own}
+            known = {name: label for name, label in sure.items() if label is not None}
+            rows.append({VOCABULARY: known} if known else None)
+        return WrittenLabel(annotations=rows)
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """Under each box what holds, such as "red, striped, age 31": values of at least `shown`, and scalars."""
@@ -500,6 +515,7 @@ class AttributeTask(RoiTask):
 
     Args:
         conv_dims, fc_dims, norm: layers before it, as of the detector's second stage.
+        scalars: scalar group -> mean and standard deviation of its values; absent ones have those of the vocabulary.
         class_hidden: H units of a layer between that also sees the class, relu(W features + e[class]), 0 for none: what
             the features and an embedding of the class, concatenated, become in a linear layer (bottom-up attention,
             section 3.1, as of the code of arXiv 2001.03615).
@@ -521,6 +537,7 @@ class AttributeTask(RoiTask):
         conv_dims: Sequence[int],
         fc_dims: Sequence[int],
         norm: str,
+        scalars: Mapping[str, Sequence[float]],
         class_hidden: int,
         focal_gamma: float,
         focal_alpha: float,
@@ -530,9 +547,10 @@ class AttributeTask(RoiTask):
         super().__init__(name, label_space, features, **pooling)
         self.groups = read_groups(label_space, name)
         ticked = [group for group in self.groups if group.kind != SCALAR]
-        scalars = [group for group in self.groups if group.kind == SCALAR]
+        measured = [group for group in self.groups if group.kind == SCALAR]
+        moments = self._moments(measured, scalars)
         self.num_values = sum(len(group.values) for group in ticked)
-        self.num_scalars = len(scalars)
+        self.num_scalars = len(measured)
         self.sizes = [*(len(group.values) for group in ticked), self.num_scalars]  # of the channels, in order
         self.exclusive = [*(group.kind == CATEGORICAL for group in ticked), False]
         self.focal = (float(focal_gamma), float(focal_alpha))
@@ -545,8 +563,8 @@ class AttributeTask(RoiTask):
             ("mirror", torch.tensor(mirror, dtype=torch.int64)),
             ("belongs", torch.tensor(belongs, dtype=torch.bool)),
             ("free", torch.tensor(free, dtype=torch.bool)),
-            ("mean", torch.tensor([group.mean for group in scalars])),
-            ("std", torch.tensor([group.std for group in scalars])),
+            ("mean", torch.tensor([mean for mean, _ in moments])),
+            ("std", torch.tensor([std for _, std in moments])),
         ):
             self.register_buffer(key, value, persistent=False)
         self.head = FastRCNNConvFCHead(
@@ -656,6 +674,25 @@ class AttributeTask(RoiTask):
             )
         return raw
 
+    def _moments(self, measured: Sequence[Group], given: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each scalar group. ConfigError: of no such group, or malformed ones."""
+        names = [group.name for group in measured]
+        for name, pair in given.items():
+            key = f"tasks.{self.name}.scalars.{name}"
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise ConfigError(f"{key}: no such scalar group{suggest(name, names)}; there are {known}")
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not are_numbers(pair) or pair[1] <= 0:
+                raise ConfigError(f"{key}={_short(pair)}: expected [mean, standard deviation above 0]")
+        for group in measured:
+            if group.name not in given and (group.mean, group.std) == (0.0, 1.0):
+                logger.warning(
+                    "the scalar attribute '%s' is not normalised: set tasks.%s.scalars.%s=[mean, standard deviation] "
+                    "where these are far from 0 and 1",
+                    *(group.name, self.name, group.name),
+                )
+        return [tuple(map(float, given.get(group.name, (group.mean, group.std)))) for group in measured]
+
     def _channels(self, raw: Tensor, classes: Tensor) -> Tensor:
         """(R, V + S) of (R,) classes, in float32."""
         if self.class_embedding is not None:
@@ -727,6 +764,17 @@ def _found(encounter: Encounter) -> list[tuple[int, int]]:
 def _known(values: np.ndarray, scalars: np.ndarray) -> np.ndarray:
     """(N,) bool: of which anything is known."""
     return (values != UNKNOWN).any(axis=1) | np.isfinite(scalars).any(axis=1)
+
+
+def _sure(group: Group, probabilities: Sequence[float], threshold: float) -> Any:
+    """A label of the group of which every part is at least as likely as `threshold`, None if there is none."""
+    if group.kind == CATEGORICAL:
+        best = max(probabilities)
+        return group.values[list(probabilities).index(best)] if best >= threshold else None
+    if any(max(probability, 1 - probability) < threshold for probability in probabilities):
+        return None
+    holds = [value for value, probability in zip(group.values, probabilities) if probability >= 0.5]
+    return bool(holds) if group.kind == BINARY else holds
 
 
 def _percent(share: float, reason: str | None = None) -> Metric:

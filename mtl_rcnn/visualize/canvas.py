@@ -81,9 +81,9 @@ class Canvas:
         """(H', W', 3) uint8 RGB, the drawing with all text, H' = round(H * scale). Drawing may go on afterwards."""
         pixels = self._pixels.copy()
         taken: list[_Rectangle] = []
-        for line, (text, color) in enumerate(self._captions):
+        for text, color in self._captions:
             width, height = self._text_size(text)
-            taken.append(self._inside(0, line * height, width, height))
+            taken.append(self._inside(0, taken[-1][3] if taken else 0, width, height))  # fonts differ in their heights
             self._text(pixels, text, taken[-1], color)
         small = [around for _, around, _, _ in self._labels if _area(around) < _SMALL]
         for text, around, color, below in self._labels:
@@ -105,6 +105,16 @@ class Canvas:
         """A text below a box, XYXY in image pixels, that something else draws (or inside, where there is no room)."""
         x0, y0, x1, y1 = (round(value) for value in self._scaled(xyxy))
         self._labels.append((text, (x0, y0, x1, y1), color, True))
+
+    def polygon(self, points: Sequence[float] | Tensor, label: str = "", color: Color = WHITE) -> None:
+        """Outline of a polygon x1, y1, x2, y2, ... in image pixels, with a text beside it."""
+        corners = [(float(x) * self.scale, float(y) * self.scale) for x, y in zip(points[0::2], points[1::2])]
+        outline = np.array([self._fixed(x, y) for x, y in corners], dtype=np.int32)
+        for paint, width in ((BLACK, self._line + 2), (color, self._line)):
+            cv2.polylines(self._pixels, [outline], True, paint, width, cv2.LINE_AA, _SHIFT)
+        if label:
+            (x0, y0), (x1, y1) = (tuple(map(round, limit(np.array(corners), axis=0))) for limit in (np.min, np.max))
+            self._labels.append((label, (x0, y0, x1, y1), color))
 
     def mask(self, mask: np.ndarray | Tensor, color: Color = WHITE, alpha: float = 0.45) -> None:
         """(H, W) bool of the image's size, laid over it with an outline."""

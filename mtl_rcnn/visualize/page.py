@@ -125,4 +125,8 @@ def heat_table(names: Sequence[str], counts: np.ndarray) -> dict[str, Any]:
 def _cell(count: int, share: float, right: bool) -> dict[str, str]:
     color = (11, 110, 153) if right else (194, 65, 12)
     mixed = ",".join(str(round(244 + (c - 244) * share)) for c in color)
-    return {"text": str(count) if count else "", "color": f"rgb({mixed})", "ink": "#fff" if share > 0.45 else "#1f2933"}
+    return {
+        "label": str(count) if count else "",
+        "color": f"rgb({mixed})",
+        "ink": "#fff" if share > 0.45 else "#1f2933",
+    }

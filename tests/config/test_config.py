@@ -55,7 +55,7 @@ def run_tool(*arguments: str) -> tuple[int, str, str]:
         ("checkpoint.graft={mask:a.pkl}", "add it with +checkpoint.graft.mask=..."),
         ("modle=resnet50_fpn", "no key 'modle'; did you mean 'model'?"),
         ("model=resnet51", "no model 'resnet51'; did you mean 'resnet50_fpn'?"),
-        ("tasks=[detektion]", "no tasks 'detektion'; did you mean 'detection'? available: detection"),
+        ("tasks=[detektion]", "no tasks 'detektion'; did you mean 'detection'? available: "),
         ("tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("+tasks.mask.norm=GN", "the task 'mask' is not selected"),
         ("solver.max_iter=0", "solver.max_iter=0: expected a whole number of at least 1"),

@@ -35,6 +35,7 @@ KNOBS: dict[str, Any] = {
     "conv_dims": [],
     "fc_dims": [12],
     "norm": "",
+    "scalars": {},
     "class_hidden": 0,
     "focal_gamma": 0.0,
     "focal_alpha": -1.0,
@@ -341,6 +342,20 @@ def test_unflip_swaps_channels_or_says_that_it_cannot() -> None:
         task(SIDE, class_hidden=4).unflip(raw)
 
 
+def test_scalars_are_normalised_as_the_configuration_says(caplog: pytest.LogCaptureFixture) -> None:
+    made = task(scalars={"weight": [3, 0.5]})
+    assert (made.mean.tolist(), made.std.tolist()) == ([40.0, 3.0], [20.0, 0.5])
+    assert not caplog.text
+    task(WEIGHT)
+    assert "the scalar attribute 'weight' is not normalised: set tasks.attribute.scalars.weight=" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"scalars.wight: no such scalar group \(did you mean 'weight'\?\); there are age"
+    ):
+        task(scalars={"wight": [0, 1]})
+    with pytest.raises(ConfigError, match=r"scalars.weight=\[3\]: expected \[mean, standard deviation above 0\]"):
+        task(scalars={"weight": [3]})
+
+
 def test_the_manifest_says_what_each_column_is() -> None:
     described = {entry["name"]: entry for entry in json.loads(json.dumps(task().manifest()))["attributes"]}
     assert described["side"] == {
@@ -518,6 +533,28 @@ def test_rows_of_another_form_are_named(change: dict[str, Any], said: str) -> No
     rows[1] |= change
     with pytest.raises(DataError, match=said):
         evaluator().metrics(rows)
+
+
+def test_predictions_become_labels_where_they_are_sure() -> None:
+    image = {**record(None, None, None, classes=(0, 1, 2)), "vocabularies": {"attributes": {0: 0, 1: 1, 2: 2, 7: 3}}}
+    scores = torch.tensor(
+        [
+            [0.1, 0.8, 0.1, 0.95, 0.05, 0.9, 1.0, 0.0, 0.0],
+            [0.4, 0.3, 0.3, 0.95, 0.6, 0.1, 1.0, 0.0, 0.0],
+            [0.4, 0.3, 0.3, 0.1, 0.0, 0.4, 1.0, 0.0, 0.0],
+        ]
+    )
+    found = {"classes": torch.tensor([0, 1, 2]), "attribute_scores": scores, "attribute_scalars": torch.zeros(3, 2)}
+    labels = target().as_label(image, found, 0.7).annotations
+    # The data set has no word for sides; person and tree are never parked; scalars are never sure.
+    assert labels[0] == {"attributes": {"colour": "green", "marks": ["rim"]}}
+    assert labels[1] == {"attributes": {"parked": False}}
+    assert labels[2] == {"attributes": {"marks": []}}
+    for entry, label in zip(image["annotations"], labels):
+        entry |= label
+    assert target().check(image).instances == 3
+    image["vocabularies"] = {}
+    assert target().as_label(image, found, 0.7).annotations == [None] * 3
 
 
 def test_drawing_names_what_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_pictures_survive_embedding_and_large_ones_shrink():
 
 def test_the_colour_of_a_cell_is_its_share_of_the_row():
     rows = heat_table(["a", "background"], np.array([[3, 1], [0, 0]]))["rows"]
-    assert [cell["text"] for cell in rows[0]["cells"]] == ["3", "1"]
-    assert [cell["text"] for cell in rows[1]["cells"]] == ["", ""]
+    assert [cell["label"] for cell in rows[0]["cells"]] == ["3", "1"]
+    assert [cell["label"] for cell in rows[1]["cells"]] == ["", ""]
     assert rows[0]["cells"][0]["ink"] == "#fff"
     assert rows[1]["cells"][0]["color"] == "rgb(244,244,244)"
