@@ -25,15 +25,18 @@ from bad_input_plants import (
     entry,
     evaluate_unknown,
     folder,
+    folders,
     icdar,
     image,
     lines,
     load_checkpoint,
+    load_words,
     mix,
     no_vocabulary,
     non_utf8,
     nothing,
     raw,
+    read_folders,
     saved,
     skip_in_evaluation,
     skip_missing,
@@ -43,6 +46,7 @@ from bad_input_plants import (
     twice,
     type_,
     vocabulary,
+    words,
 )
 from PIL import Image
 from toy import Toy
@@ -77,6 +81,7 @@ class Case:
 
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
+WORDS = "Labels of images"
 CONFIG, CHECKPOINT, MIXTURE, PSEUDO = "Configurations", "Checkpoints", "Several training sets", "Pseudo-labels"
 MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
@@ -231,6 +236,23 @@ CASES = [
             run=lambda toy: LabelFiles(toy.images, toy.images)),
     _mixture("a training set that labels no selected task", "dataset 'toy' trains nothing: it labels no image for any",
              run=specify(tasks=[])),
+    # Labels of images
+    Case(WORDS, "a label that the vocabulary lacks", "image 11 (", words(["rde", "day"]), load_words),
+    Case(WORDS, "a label that the vocabulary lacks, with what is near", "did you mean 'red'?",
+         words(["rde", "day"]), load_words),
+    Case(WORDS, "labels that are a text", "is 'red'; expected a list of names", words("red"), load_words),
+    Case(WORDS, "no vocabulary", "needs the vocabulary 'image_labels', which no training set has",
+         lambda toy: [edit(lambda c: c.pop("vocabularies"), file)(toy) for file in ("boxes", "points")], load_words,
+         ConfigError),
+    Case(WORDS, "a folder with another number of parts",
+         "dark_red_dress: the folder's name has 3 parts, expected 2 (colour_garment)",
+         folders("dark_red_dress", "red_shirt/"), read_folders),
+    Case(WORDS, "a folder without an image", "red_shirt: the folder holds no image",
+         folders("red_dress", "red_shirt/"), read_folders),
+    Case(WORDS, "a word in two parts", "'dress' is a colour and a garment",
+         lambda toy: [folders("red_dress")(toy), folders("dress_red/")(toy)], read_folders),
+    Case(WORDS, "a combination to leave out that is not there", "leave_out names 'red_skirt', which is no folder",
+         folders("red_dress"), partial(read_folders, leave_out="red_skirt"), ConfigError),
     # Maps of classes and of depth
     Case(MAPS, "a class id that the vocabulary lacks", "3072 pixels have the class id 2: expected ids of", classes(2)),
     Case(MAPS, "a map of another size than its image", "classes/12.png is 9 x 7 pixels", classes(0, (7, 9))),
