@@ -1,10 +1,11 @@
-"""One of two ranks of tests/test_mixed_labels.py: trains on every arrangement of data sets over the ranks."""
+"""One of two ranks of tests/test_mixed_labels.py: iterations on every arrangement of data sets over the ranks, and on
+batches as a mixture plans them, at least fifty in all."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from itertools import combinations, product
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ Arrangement = tuple[tuple[str, ...], tuple[str, ...]]
 
 def arrangements() -> list[Arrangement]:
     """Every pair of kinds on the two ranks with one image each; every way to deal one image of each kind to them; and a
-    rank that has nothing but images of one kind, twice, beside all others."""
+    rank that has nothing but images of one kind, twice, beside all others. The ranks are alike: not both ways round."""
     names = list(KINDS)
     half = len(names) // 2
-    dealt = [(part, tuple(name for name in names if name not in part)) for part in combinations(names, half)]
-    alone = [((name, name), tuple(other for other in names if other != name)) for name in names]
-    return [((one,), (other,)) for one, other in product(names, names)] + dealt + alone
+    dealt = [(part, _without(part)) for part in combinations(names, half) if names[0] in part or len(names) % 2]
+    alone = [((name, name), _without((name,))) for name in names]
+    return [((one,), (other,)) for one, other in combinations_with_replacement(names, 2)] + dealt + alone
+
+
+def _without(part: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in KINDS if name not in part)
 
 
 class Run:
@@ -63,18 +68,14 @@ class Run:
         return reduced.values
 
 
-def arrange(run: Run, steps: int) -> dict[Arrangement, dict[str, Any]]:
-    """Some steps on every arrangement: the losses of the first, and of a single process at the same weights that has
-    only the images of the task's own data sets."""
+def arrange(run: Run) -> dict[Arrangement, dict[str, Any]]:
+    """An iteration on every arrangement: its losses, and those of a single process at the same weights that has only
+    the images of the task's own data sets."""
     results = {}
     for number, arrangement in enumerate(arrangements()):
-        expected, values = {}, []
-        for step in range(steps):
-            batches = [deal(run.mixed, kinds, number + step) for kinds in arrangement]
-            if step == 0 and run.ranks.is_main:
-                expected = losses_of_own_data(run.mixed, batches[0] + batches[1])
-            values.append(run.step(batches[run.ranks.rank]))
-        results[arrangement] = {"values": values[0], "expected": expected, "last": values[-1]}
+        batches = [deal(run.mixed, kinds, number) for kinds in arrangement]
+        expected = losses_of_own_data(run.mixed, batches[0] + batches[1]) if run.ranks.is_main else {}
+        results[arrangement] = {"values": run.step(batches[run.ranks.rank]), "expected": expected}
     return results
 
 
@@ -119,15 +120,15 @@ def train(run: Run, steps: int) -> tuple[Counter, list[dict[str, float]]]:
     return seen, values
 
 
-def main(root: str, folder: str, steps: str) -> None:
+def main(root: str, folder: str) -> None:
     """Trains, and writes what came of it."""
     path = Path(root)
     toy = Toy(path, path / "images", path / "boxes.json", path / "points.json")
     with distributed("cpu", timeout_s=200) as ranks, fail_together(ranks):
         torch.set_num_threads(1)
         run = Run(mixture(toy), ranks)
-        seen, values = train(run, 50)
-        results = {"arrangements": arrange(run, int(steps)), "seen": seen, "values": values}
+        seen, values = train(run, max(18, 50 - len(arrangements())))
+        results = {"arrangements": arrange(run), "seen": seen, "values": values}
         results["model"] = run.mixed.model.state_dict()
         torch.save(results, Path(folder) / f"rank{ranks.rank}.pt")
 

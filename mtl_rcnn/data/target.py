@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,7 +97,13 @@ class Target(ABC):
     """Reads one task's labels. `name` is the task's name in the configuration.
 
     Subclasses receive their knobs from the `target:` section of the task's YAML as keyword arguments.
+
+    Attributes:
+        covers: what it draws hides the picture, such as a colour per pixel: beside other tasks it gets a panel of its
+            own (`visualize.gallery.draw_prediction`).
     """
+
+    covers: ClassVar[bool] = False
 
     def __init__(self, name: str, label_space: LabelSpace) -> None:
         self.name = name
@@ -117,6 +123,11 @@ class Target(ABC):
         """Everything that is wrong with a record's labels for this task, for `mtl_rcnn.check`: what `check` would
         raise, and doubtful labels that training copes with. None by default."""
         return iter(())
+
+    def label_counts(self, record: Record) -> Mapping[str, int]:
+        """What the record says of this task by name, as numbers to be summed over a data set and drawn as bars; also
+        names of which there are none. Empty, the default, for labels that have no names of their own."""
+        return {}
 
     @abstractmethod
     def as_prediction(self, sample: Sample) -> Prediction:

@@ -99,8 +99,8 @@ def label_strips(
     """Labels of one image's anchors.
 
     A column belongs to a line if its centre lies between the line's ends (of a line between two centres: the nearest
-    one). Anchors that overlap a line in the columns that it merely touches, ignored lines, or lines outside their own
-    columns are neither positive nor negative; so are anchors with their centre in the padding.
+    one). Anchors that overlap an ignored line, or any line in columns that it merely touches, are neither positive nor
+    negative; nor are anchors with their centre in the padding.
 
     Args:
         anchors: (A, 3), see `grid_strips`.
@@ -119,7 +119,7 @@ def label_strips(
     line = _Lines.at_columns(quads, anchors.view(*shape, 3)[0, :, 0, 0], image_size[1], stride)
     own = line.own & ~ignored[:, None]
     overlap, inside = _overlaps(anchors.view(*shape, 3), line)  # (L, H, W, k) each
-    spared = line.touched[:, None, :, None] & ((overlap >= rules.negative_iou) | (inside > 0.5))
+    spared = (line.touched & ~own)[:, None, :, None] & ((overlap >= rules.negative_iou) | (inside > 0.5))
     overlap = overlap * own[:, None, :, None]
     best, match = overlap.flatten(1).max(dim=0)
     highest = overlap.amax(dim=(1, 3), keepdim=True)

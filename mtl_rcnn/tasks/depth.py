@@ -54,6 +54,8 @@ class DepthTarget(ImageTarget):
         min_depth, max_depth: metres; what lies outside neither trains nor is scored.
     """
 
+    covers = True
+
     def __init__(self, name: str, label_space: LabelSpace, min_depth: float, max_depth: float) -> None:
         super().__init__(name, label_space)
         self.limits = _limits(name, min_depth, max_depth)

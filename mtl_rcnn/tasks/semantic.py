@@ -45,6 +45,8 @@ class SemanticTarget(ImageTarget):
             pixel has a class.
     """
 
+    covers = True
+
     def __init__(self, name: str, label_space: LabelSpace, ignore_label: int | None) -> None:
         super().__init__(name, label_space)
         self.classes = [entry["name"] for entry in label_space.vocabulary(VOCABULARY, name)]

@@ -22,7 +22,7 @@ from mtl_rcnn.data.coco_file import are_numbers
 from mtl_rcnn.data.faults import Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample, WrittenLabel
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.evaluation.icdar import Polygon, Tally, match_by_areas, match_by_iou, submission
@@ -39,6 +39,12 @@ FIELD = "text_lines"
 
 STRIP_STAGE = 2
 """Stage number of the draws of strips."""
+
+_LINE_KNOBS = {
+    **dict.fromkeys(("score_thresh", "nms_thresh", "max_gap", "min_overlap", "min_similarity"), float),
+    **dict.fromkeys(("min_aspect", "line_score_thresh", "line_nms_thresh"), float),
+    **dict.fromkeys(("max_strips", "min_strips"), int),
+}
 
 
 @dataclass
@@ -104,6 +110,13 @@ class TextTarget(ImageTarget):
         quads = torch.zeros(0, 4, 2) if label is None else label.quads[~label.ignored]
         return {"text_polygons": quads.reshape(-1, 8), "text_scores": torch.ones(len(quads))}
 
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel:
+        """The lines; those with a lower score than `threshold` are to be ignored."""
+        pairs = zip(prediction["text_polygons"].tolist(), prediction["text_scores"].tolist())
+        return WrittenLabel(
+            image={FIELD: [{"polygon": polygon, "ignore": score < threshold} for polygon, score in pairs]}
+        )
+
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """An outline per line; with its score, if that is not 1."""
         for index, (polygon, score) in enumerate(zip(prediction["text_polygons"], prediction["text_scores"].tolist())):
@@ -138,9 +151,11 @@ class TextEvaluator(Evaluator):
 
     def files(self, rows: Sequence[Row]) -> dict[str, bytes]:
         """What the site of the ICDAR competitions takes: zip files of res_<stem>.txt, eight coordinates per line (2015)
-        and upright boxes (2013)."""
+        and upright boxes (2013). None where names of images repeat."""
         found = self._by_image(rows)
         images = {Path(record["file_name"]).stem: found[record["image_id"]] for record in self.records}
+        if len(images) < len(self.records):
+            return {}
         return {"_icdar2015.zip": submission(images), "_icdar2013.zip": submission(images, boxes=True)}
 
     def _by_image(self, rows: Sequence[Row]) -> dict[Any, list[Polygon]]:
@@ -214,16 +229,8 @@ class TextTask(ImageTask):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
-        self.score_thresh = float(lines["score_thresh"])
-        self.nms_thresh = float(lines["nms_thresh"])
-        self.max_strips = int(lines["max_strips"])
-        self.max_gap = float(lines["max_gap"])
-        self.min_overlap = float(lines["min_overlap"])
-        self.min_similarity = float(lines["min_similarity"])
-        self.min_strips = int(lines["min_strips"])
-        self.min_aspect = float(lines["min_aspect"])
-        self.line_score_thresh = float(lines["line_score_thresh"])
-        self.line_nms_thresh = float(lines["line_nms_thresh"])
+        for knob, kind in _LINE_KNOBS.items():
+            setattr(self, knob, kind(lines[knob]))
 
     def outputs(self) -> list[Output]:
         """Lines, best first."""
@@ -357,9 +364,11 @@ def _polygon_fault(polygon: Any, height: int, width: int) -> tuple[str, bool]:
     if not are_numbers(polygon):
         return f"its polygon {_short(polygon)} has a coordinate that is not finite; repair or remove the line", True
     x, y = polygon[0::2], polygon[1::2]
+    found = f"its polygon, from ({min(x):g}, {min(y):g}) to ({max(x):g}, {max(y):g}),"
     if max(x) <= 0 or min(x) >= width or max(y) <= 0 or min(y) >= height:
-        found = f"from ({min(x):g}, {min(y):g}) to ({max(x):g}, {max(y):g})"
-        return f"its polygon, {found}, lies outside the image of {width} x {height} pixels; correct or remove it", True
+        return f"{found} lies outside the image of {width} x {height} pixels; correct or remove it", True
+    if min(x) < -width or max(x) > 2 * width or min(y) < -height or max(y) > 2 * height:
+        return f"{found} reaches far beyond the image of {width} x {height} pixels; correct or remove it", True
     if area(corners(polygon)) == 0:
         return f"its polygon {_short(polygon)} has no area; it is ignored in training", False
     return "", False

@@ -71,6 +71,12 @@ def test_labels_are_those_of_a_slow_reference(seed: int) -> None:
             assert float(found.side[index]) == pytest.approx(side, abs=1e-4)
 
 
+def test_small_anchors_within_a_high_line_are_background() -> None:
+    high = torch.tensor([[[0.0, 8], [96, 8], [96, 72], [0, 72]]])
+    found = label_strips(anchors(), SHAPE, high, torch.tensor([False]), SIZE, STRIDE, StripRules())
+    assert (found.labels.view(SHAPE)[1:4, :6, 0] == 0).all()
+
+
 def test_an_image_without_lines_is_all_background() -> None:
     nothing = label_strips(
         anchors(), SHAPE, torch.zeros(0, 4, 2), torch.zeros(0, dtype=torch.bool), SIZE, STRIDE, StripRules()
@@ -118,6 +124,7 @@ def reference(quads: np.ndarray, ignored: np.ndarray, rules: StripRules) -> list
         positive = (best > rules.positive_iou or forced) and not padding
         spared = any(
             strips[line, column_of[index]][3]
+            and not strips[line, column_of[index]][2]
             and (overlap[line, index] >= rules.negative_iou or inside[line, index] > 0.5)
             for line in range(len(quads))
         )

@@ -100,6 +100,7 @@ def test_what_is_labelled() -> None:
         ([line([1, 2, 3, 4, 5, 6])], "line 0 of 'text_lines': its polygon is [1, 2, 3, 4, 5, 6]; expected 8 numbers"),
         ([line(HORIZONTAL), line([1, 2, 3, float("nan"), 5, 6, 7, 8])], "line 1 of 'text_lines': its polygon [1, 2, 3"),
         ([line([300.0, 5, 330, 5, 330, 9, 300, 9])], "lies outside the image of 192 x 128 pixels"),
+        ([line([5.0, 5, 1e6, 5, 30, 9, 5, 9])], "from (5, 5) to (1e+06, 9), reaches far beyond the image of 192"),
         ([line(["a"] * 8)], "not finite"),
         ([7], "its polygon is 7"),
         ({}, "'text_lines' is {}; expected a list"),
@@ -130,6 +131,14 @@ def test_a_mirror_keeps_corners_upright_and_a_crop_ignores_what_is_mostly_gone()
     crop = Geometry(T.TransformList([T.CropTransform(100, 0, 92, 128)]), 128, 92)
     label = TARGET.load(record([line(HORIZONTAL), line([110.0, 5, 150, 5, 150, 20, 110, 20])]), crop)
     assert label.ignored.tolist() == [True, False]  # 50 of 130 pixels are left of the first
+
+
+def test_predictions_become_labels() -> None:
+    found = {"text_polygons": torch.tensor([HORIZONTAL, ORIENTED]), "text_scores": torch.tensor([0.95, 0.8])}
+    written = TARGET.as_label(record(), found, 0.9)
+    again = TARGET.load({**record(), **written.image}, Geometry.identity(128, 192))
+    assert again.ignored.tolist() == [False, True]
+    np.testing.assert_allclose(again.quads.reshape(2, 8), [HORIZONTAL, ORIENTED])
 
 
 # Sampling
