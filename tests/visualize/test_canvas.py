@@ -190,3 +190,13 @@ def test_captions_stand_below_each_other_on_their_colours() -> None:
     assert tops[0] == 0
     assert tops[1] == ends[0] + 1
     assert tops[2] == ends[1] + 1
+
+
+def test_a_polygon_has_its_outline_and_its_text() -> None:
+    canvas = Canvas(np.full((200, 300, 3), 90, np.uint8), scale=1.0)
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], color=(255, 0, 0))
+    plain = canvas.image
+    assert plain[69, 150].tolist() == [255, 0, 0]
+    assert (plain[95, 150] == 90).all()
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], "0.91", (255, 0, 0))
+    assert (canvas.image != plain).any(axis=(1, 2)).sum() > 8
