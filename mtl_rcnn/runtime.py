@@ -68,7 +68,9 @@ class ExportedNetwork:
     def preprocess(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 RGB -> what the network takes: resized, channels in its order."""
         rule = self.manifest["preprocessing"]
-        height, width = network_size(image.shape[-2], image.shape[-1], rule["short_edge"], rule["max_size"])
+        height, width = rule.get("size") or network_size(
+            image.shape[-2], image.shape[-1], rule["short_edge"], rule["max_size"]
+        )
         if (height, width) != tuple(image.shape[-2:]):
             image = resize(image, [height, width], antialias=True)
         return image.flip(0) if rule["channel_order"] == "BGR" else image

@@ -25,15 +25,18 @@ from bad_input_plants import (
     entry,
     evaluate_unknown,
     folder,
+    folders,
     icdar,
     image,
     lines,
     load_checkpoint,
+    load_words,
     mix,
     no_vocabulary,
     non_utf8,
     nothing,
     raw,
+    read_folders,
     saved,
     skip_in_evaluation,
     skip_missing,
@@ -43,6 +46,7 @@ from bad_input_plants import (
     twice,
     type_,
     vocabulary,
+    words,
 )
 from PIL import Image
 from toy import Toy
@@ -50,6 +54,7 @@ from whole_load import load_everything
 
 from mtl_rcnn.config import compose
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, MtlRcnnError, UnreadableImageError
+from mtl_rcnn.predict.label_files import LabelFiles
 
 ERRORS = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
@@ -76,12 +81,14 @@ class Case:
 
 
 NO_IMAGE, JSON, MASKS, POINTS = "Images", "Annotation files", "Masks", "Keypoints"
-CONFIG, CHECKPOINT, MIXTURE = "Configurations", "Checkpoints", "Several training sets"
+WORDS = "Labels of images"
+CONFIG, CHECKPOINT, MIXTURE, PSEUDO = "Configurations", "Checkpoints", "Several training sets", "Pseudo-labels"
 MAPS, ATTRIBUTES = "Maps of classes and of depth", "Attributes"
 _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
+_pseudo = partial(Case, PSEUDO, spoil=nothing, error=ConfigError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
 LINES = "Lines of text"
@@ -223,8 +230,29 @@ CASES = [
     _mixture("a temperature with another method", "and the method is null", run=mix("data.mixing.temperature=2")),
     _mixture("a repeated training set whose share is given", "data.train[0].repeat=3: with data.mixing.method=uniform",
              run=mix("data.mixing.method=uniform", repeat=3)),
+    _pseudo("a threshold of 2", "threshold=2: expected a number from 0 to 1",
+            run=lambda toy: compose("pseudo_label", ["network=x", "output_dir=x", "dataset={name: x}", "threshold=2"])),
+    _pseudo("an output directory that holds something", "exists already; choose another, or move it away",
+            run=lambda toy: LabelFiles(toy.images, toy.images)),
     _mixture("a training set that labels no selected task", "dataset 'toy' trains nothing: it labels no image for any",
              run=specify(tasks=[])),
+    # Labels of images
+    Case(WORDS, "a label that the vocabulary lacks", "image 11 (", words(["rde", "day"]), load_words),
+    Case(WORDS, "a label that the vocabulary lacks, with what is near", "did you mean 'red'?",
+         words(["rde", "day"]), load_words),
+    Case(WORDS, "labels that are a text", "is 'red'; expected a list of names", words("red"), load_words),
+    Case(WORDS, "no vocabulary", "needs the vocabulary 'image_labels', which no training set has",
+         lambda toy: [edit(lambda c: c.pop("vocabularies"), file)(toy) for file in ("boxes", "points")], load_words,
+         ConfigError),
+    Case(WORDS, "a folder with another number of parts",
+         "dark_red_dress: the folder's name has 3 parts, expected 2 (colour_garment)",
+         folders("dark_red_dress", "red_shirt/"), read_folders),
+    Case(WORDS, "a folder without an image", "red_shirt: the folder holds no image",
+         folders("red_dress", "red_shirt/"), read_folders),
+    Case(WORDS, "a word in two parts", "'dress' is a colour and a garment",
+         lambda toy: [folders("red_dress")(toy), folders("dress_red/")(toy)], read_folders),
+    Case(WORDS, "a combination to leave out that is not there", "leave_out names 'red_skirt', which is no folder",
+         folders("red_dress"), partial(read_folders, leave_out="red_skirt"), ConfigError),
     # Maps of classes and of depth
     Case(MAPS, "a class id that the vocabulary lacks", "3072 pixels have the class id 2: expected ids of", classes(2)),
     Case(MAPS, "a map of another size than its image", "classes/12.png is 9 x 7 pixels", classes(0, (7, 9))),

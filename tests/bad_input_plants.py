@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tiny import tiny_config
 from toy import Toy
 from whole_load import load_everything
 
 from mtl_rcnn.config import compose
 from mtl_rcnn.data.catalog import build_datasets
+from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.loader import build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.checkpoint import KEYS
 
 # Ways to plant
@@ -87,6 +90,24 @@ def non_utf8(toy: Toy) -> None:
     _other_name(toy.images / "12.png")
     edit(lambda c: c["images"][1].update(file_name="bild_ä.png"))(toy)
     edit(lambda c: c["images"][1].update(file_name="bild_ä.png"), "points")(toy)
+
+
+def words(labels: Any) -> Callable[[Toy], None]:
+    """Gives image 11 other labels of its own, in both files."""
+    changes = [edit(lambda c: c["images"][0].update(image_labels=labels), file) for file in ("boxes", "points")]
+    return lambda toy: [change(toy) for change in changes]
+
+
+def folders(*names: str) -> Callable[[Toy], None]:
+    """Puts an image into folders of these names; a name that ends in / stays empty."""
+
+    def spoil(toy: Toy) -> None:
+        for name in names:
+            (toy.root / "folders" / name).mkdir(parents=True)
+            if not name.endswith("/"):
+                (toy.images / "11.png").rename(toy.root / "folders" / name / "11.png")
+
+    return spoil
 
 
 def vocabulary(position: int, **fields: Any) -> Callable[[Toy], None]:
@@ -159,6 +180,20 @@ def specify(**spec: Any) -> Callable[[Toy], None]:
 def _records(toy: Toy) -> list[Any]:
     (dataset,), _ = build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))], {}, on_error="skip")
     return dataset.records
+
+
+def load_words(toy: Toy) -> None:
+    """Reads the labels of images."""
+    datasets, space = build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))], {})
+    targets = build_targets(tiny_config(["image_label"]), space)
+    label_table(datasets, targets)
+
+
+def read_folders(toy: Toy, **reader: Any) -> None:
+    """Reads folders that are named by what they show."""
+    target = {"_target_": "mtl_rcnn.data.labelled_folders.LabelledFolders", "parts": ["colour", "garment"]}
+    node = {"name": "photos", "images": "folders", "reader": {**target, **reader}}
+    build_datasets([DatasetSpec.from_config(node, str(toy.root))], {})
 
 
 def skip_in_evaluation(toy: Toy) -> None:

@@ -53,6 +53,10 @@ ALL_KINDS = {
 KINDS = {name: kind for name, kind in ALL_KINDS.items() if {*kind.tasks} <= {*available_tasks()}}
 """Those whose tasks this copy of the project has."""
 TASKS = tuple(dict.fromkeys(task for kind in KINDS.values() for task in kind.tasks))
+SMALL = [
+    *("model.backbone.norm=FrozenBN", "data.workers=0"),
+    *(f"tasks.{task}.decoder.conv_dim=32" for task in ("depth", "semantic") if task in TASKS),
+]
 _IMAGE = ("id", "file_name", "height", "width")
 _ANNOTATION = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 
@@ -97,7 +101,7 @@ class Mixture:
 
 def mixture(toy: Toy) -> Mixture:
     """Of the toy data set, in all kinds."""
-    cfg = tiny_config(TASKS, "model.backbone.norm=GN", "model.backbone.width=32")
+    cfg = tiny_config(TASKS, *SMALL)
     datasets, space = build_datasets([DatasetSpec.from_config(node) for node in specs(toy)], {})
     targets = build_targets(cfg, space)
     check_useful(label_table(datasets, targets), datasets)

@@ -1,4 +1,5 @@
-"""One of two ranks of tests/test_mixed_labels.py: trains on every arrangement of data sets over the ranks."""
+"""One of two ranks of tests/test_mixed_labels.py: an iteration on every arrangement of data sets over the ranks, and as
+many as make fifty on batches as a mixture plans them."""
 
 from __future__ import annotations
 
@@ -63,18 +64,14 @@ class Run:
         return reduced.values
 
 
-def arrange(run: Run, steps: int) -> dict[Arrangement, dict[str, Any]]:
-    """Some steps on every arrangement: the losses of the first, and of a single process at the same weights that has
-    only the images of the task's own data sets."""
+def arrange(run: Run) -> dict[Arrangement, dict[str, Any]]:
+    """An iteration on every arrangement: its losses, and those of a single process at the same weights that has only
+    the images of the task's own data sets."""
     results = {}
     for number, arrangement in enumerate(arrangements()):
-        expected, values = {}, []
-        for step in range(steps):
-            batches = [deal(run.mixed, kinds, number + step) for kinds in arrangement]
-            if step == 0 and run.ranks.is_main:
-                expected = losses_of_own_data(run.mixed, batches[0] + batches[1])
-            values.append(run.step(batches[run.ranks.rank]))
-        results[arrangement] = {"values": values[0], "expected": expected, "last": values[-1]}
+        batches = [deal(run.mixed, kinds, number) for kinds in arrangement]
+        expected = losses_of_own_data(run.mixed, batches[0] + batches[1]) if run.ranks.is_main else {}
+        results[arrangement] = {"values": run.step(batches[run.ranks.rank]), "expected": expected}
     return results
 
 
@@ -119,7 +116,7 @@ def train(run: Run, steps: int) -> tuple[Counter, list[dict[str, float]]]:
     return seen, values
 
 
-def main(root: str, folder: str, steps: str) -> None:
+def main(root: str, folder: str) -> None:
     """Trains, and writes what came of it."""
     path = Path(root)
     toy = Toy(path, path / "images", path / "boxes.json", path / "points.json")
@@ -127,7 +124,7 @@ def main(root: str, folder: str, steps: str) -> None:
         torch.set_num_threads(1)
         run = Run(mixture(toy), ranks)
         seen, values = train(run, 50)
-        results = {"arrangements": arrange(run, int(steps)), "seen": seen, "values": values}
+        results = {"arrangements": arrange(run), "seen": seen, "values": values}
         results["model"] = run.mixed.model.state_dict()
         torch.save(results, Path(folder) / f"rank{ranks.rank}.pt")
 

@@ -156,6 +156,13 @@ def test_residual_pooling_by_hand() -> None:
     assert found[0, 0] == 0 + 0 - 6
 
 
+def test_boxes_on_a_trunk_of_one_level_are_refused() -> None:
+    cfg = compose("train", ["tasks=[detection]", "model=mobilenetv2_lwrefinenet", "data.root=unused"])
+    said = r"tasks\.detection\.in_features=.*: the trunk has no level p3, p4, p5, it has p2; .* model=resnet50_fpn"
+    with pytest.raises(ConfigError, match=said):
+        build_model(cfg, LABEL_SPACE)
+
+
 def test_another_encoder_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.backbone\.name=resnet10t: .* model=timm_fpn"):
         LightWeightRefineNet(name="resnet10t", options={}, frozen=False, channels=16, stages=2)

@@ -20,6 +20,7 @@ CONFIGS = {
     "predict.py": "predict",
     "visualize_data.py": "visualize_data",
     "check_data.py": "check",
+    "pseudo_label.py": "pseudo_label",
 }
 COMMANDS = [
     line.split("#")[0].strip()

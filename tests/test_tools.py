@@ -90,7 +90,7 @@ def test_a_killed_run_of_two_ranks_resumes_and_equals_the_uninterrupted_one(toy:
 
 @pytest.mark.slow
 def test_a_killed_run_on_real_images_resumes_and_equals_the_uninterrupted_one(coco_mini: Path, tmp_path: Path) -> None:
-    tasks = available_tasks()
+    tasks = [name for name in ("detection", "mask", "keypoint") if name in available_tasks()]
     knobs = [knob for task in tasks for knob in TASKS.get(task, [])]
     small = [
         *(

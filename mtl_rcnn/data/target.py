@@ -118,6 +118,11 @@ class Target(ABC):
         raise, and doubtful labels that training copes with. None by default."""
         return iter(())
 
+    def label_counts(self, record: Record) -> Mapping[str, int]:
+        """What the record says of this task by name, as numbers to be summed over a data set and drawn as bars; also
+        names of which there are none. Empty, the default, for labels that have no names of their own."""
+        return {}
+
     @abstractmethod
     def as_prediction(self, sample: Sample) -> Prediction:
         """The sample's labels in the form of a prediction (same frame as the sample), for drawing and for checking

@@ -16,6 +16,11 @@ from mtl_rcnn.errors import ConfigError
 
 _TARGET = "_target_"
 
+NEAREST = "nearest"
+"""Fill of `AffineTransform`: what lies outside the old image shows the nearest pixel of its border."""
+
+Fill = float | Sequence[float] | str
+
 
 class AffineTransform(T.Transform):
     """An affine map of the image plane; the size of the image stays.
@@ -23,10 +28,11 @@ class AffineTransform(T.Transform):
     Args:
         matrix: (2, 3) from old to new coordinates (pixels, continuous: a pixel's centre is at half numbers).
         height, width: size of the image in pixels.
-        fill: grey value or (R, G, B) of what lies outside the old image.
+        fill: grey value or (R, G, B) of what lies outside the old image, or "nearest": the nearest pixel of its
+            border. Labels do not follow such pixels: outside there is nothing (see `apply_segmentation`).
     """
 
-    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: float | Sequence[float] = 128) -> None:
+    def __init__(self, matrix: np.ndarray, height: int, width: int, fill: Fill = 128) -> None:
         super().__init__()
         self.matrix = np.asarray(matrix, dtype=np.float64).reshape(2, 3)
         self.height = height
@@ -37,13 +43,22 @@ class AffineTransform(T.Transform):
         """(H, W) or (H, W, 3), bilinear: uint8 as it is, other types through float32."""
         if img.ndim == 3 and img.dtype != np.uint8:
             return np.stack([self.apply_image(channel) for channel in np.moveaxis(img, -1, 0)], axis=-1)
-        picture = Image.fromarray(np.ascontiguousarray(img if img.dtype == np.uint8 else img.astype(np.float32)))
+        pixels, inverse = img if img.dtype == np.uint8 else img.astype(np.float32), self._inverse_matrix()
+        colour: dict[str, Any] = {}
+        if self.fill == NEAREST:
+            # Pillow knows no such border: the image gets one, as wide as what is seen of it.
+            left, top, right, bottom = self._margins(img.shape, inverse)
+            pixels = np.pad(pixels, ((top, bottom), (left, right), *[(0, 0)] * (img.ndim - 2)), mode="edge")
+            inverse = inverse + np.array([[0.0, 0.0, left], [0.0, 0.0, top]])
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        if self.fill != NEAREST:
+            colour = {"fillcolor": self._fill_colour(len(picture.getbands()), img.dtype == np.uint8)}
         moved = picture.transform(
             (self.width, self.height),
             Image.Transform.AFFINE,
-            tuple(self._inverse_matrix().ravel()),
+            tuple(inverse.ravel()),
             resample=Image.Resampling.BILINEAR,
-            fillcolor=self._fill_colour(len(picture.getbands()), img.dtype == np.uint8),
+            **colour,
         )
         return np.asarray(moved).astype(img.dtype, copy=False)
 
@@ -69,6 +84,14 @@ class AffineTransform(T.Transform):
     def _inverse_matrix(self) -> np.ndarray:
         return np.linalg.inv(np.vstack([self.matrix, [0.0, 0.0, 1.0]]))[:2]
 
+    def _margins(self, shape: Sequence[int], inverse: np.ndarray) -> tuple[int, int, int, int]:
+        """Pixels left, above, right and below of the old image that the new one shows, and one more of each."""
+        corners = np.array([[0, 0], [self.width, 0], [0, self.height], [self.width, self.height]])
+        seen = corners @ inverse[:, :2].T + inverse[:, 2]
+        before = np.maximum(np.ceil(-seen.min(axis=0)), 0).astype(int) + 1
+        after = np.maximum(np.ceil(seen.max(axis=0)) - [shape[1], shape[0]], 0).astype(int) + 1
+        return int(before[0]), int(before[1]), int(after[0]), int(after[1])
+
     def _fill_colour(self, bands: int, whole: bool) -> Any:
         values = list(self.fill) if isinstance(self.fill, Sequence) else [self.fill] * bands
         if bands == 1:
@@ -85,7 +108,7 @@ class RandomAffine(T.Augmentation):
         translate: (x, y) largest shift as a fraction of width and height.
         scale: (low, high) factor, drawn evenly on a logarithmic scale.
         shear: (low, high) degrees by which vertical lines lean to the right.
-        fill: grey value or (R, G, B) of what lies outside the old image.
+        fill: see `AffineTransform`.
         prob: in [0, 1].
     """
 
@@ -95,7 +118,7 @@ class RandomAffine(T.Augmentation):
         translate: Sequence[float] = (0.0, 0.0),
         scale: Sequence[float] = (1.0, 1.0),
         shear: Sequence[float] = (0.0, 0.0),
-        fill: float | Sequence[float] = 128,
+        fill: Fill = 128,
         prob: float = 1.0,
     ) -> None:
         super().__init__()
@@ -104,6 +127,8 @@ class RandomAffine(T.Augmentation):
                 raise ValueError(f"{name}={pair}: expected two numbers")
         if min(scale) <= 0 or max(map(abs, shear)) >= 90:
             raise ValueError(f"scale={scale}, shear={shear}: expected factors above 0 and angles below 90 degrees")
+        if isinstance(fill, str) and fill != NEAREST:
+            raise ValueError(f"fill={fill}: expected a grey value, (R, G, B), or {NEAREST}")
         self.rotate, self.translate, self.scale, self.shear = map(tuple, (rotate, translate, scale, shear))
         self.fill = fill
         self.prob = prob

@@ -29,7 +29,7 @@ from mtl_rcnn.engine.dry_run import DryRun, dry_run
 from mtl_rcnn.engine.train import resolved
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.progress import Progress
-from mtl_rcnn.visualize.histograms import draw_classes, draw_sizes
+from mtl_rcnn.visualize.histograms import draw_classes, draw_labels, draw_sizes
 
 _ROUNDS = 4
 """Of repairs: one may bring another fault to light."""
@@ -113,7 +113,7 @@ def check(cfg: DictConfig) -> CheckReport:
         datasets = [source.dataset for source in report.readable]
         report.coverage = label_table(datasets, targets)
         report.general += _useless(report)
-        report.written += [path for source in report.readable for path in _draw(source, label_space, folder)]
+        report.written += [path for source in report.readable for path in _draw(source, targets, label_space, folder)]
     if cfg.fix_dir is not None:
         report.written += list(_write_repaired(report.readable, Path(cfg.fix_dir)))
     if targets is not None and (cfg.dry_run is True or (cfg.dry_run == "auto" and report.clean)):
@@ -207,13 +207,26 @@ def _images(source: Source, workers: int) -> Iterator[Fault]:
         yield from image_faults(records, workers, progress.advance)
 
 
-def _draw(source: Source, label_space: LabelSpace, folder: Path) -> list[Path]:
-    """Histograms of a dataset's classes and of its objects' sizes."""
+def _draw(source: Source, targets: Mapping[str, Target], label_space: LabelSpace, folder: Path) -> list[Path]:
+    """Histograms of a dataset's classes and of its objects' sizes, where it has classes, and of what its labels say."""
+    title = f"{source.spec.name} ({source.splits})"
+    paths = _draw_objects(source, label_space, folder, title) if source.dataset.records[0]["classes"] else []
+    for name, target in targets.items():
+        said = [counts for record in source.dataset.records if (counts := target.label_counts(record))]
+        totals: Counter[str] = Counter()
+        for counts in said:
+            totals.update(counts)  # keeps what occurs 0 times
+        if totals:
+            path = folder / f"{source.name}_{name}_labels.png"
+            paths.append(draw_labels(path, totals, len(said), f"{name} of {title}"))
+    return paths
+
+
+def _draw_objects(source: Source, label_space: LabelSpace, folder: Path, title: str) -> list[Path]:
     objects = [entry for record in source.dataset.records for entry in record["annotations"] if not entry["iscrowd"]]
     own = {label_space.classes[index] for record in source.dataset.records for index in record["classes"]}
     counts: Mapping[str, int] = Counter(label_space.classes[entry["category_id"]] for entry in objects)
     sides = [(entry["bbox"][2] * entry["bbox"][3]) ** 0.5 for entry in objects if "bbox" in entry]
-    title = f"{source.spec.name} ({source.splits})"
     return [
         draw_classes(folder / f"{source.name}_classes.png", {name: counts.get(name, 0) for name in sorted(own)}, title),
         draw_sizes(folder / f"{source.name}_sizes.png", sides, title),

@@ -264,6 +264,7 @@ def _trainer(
         (folder / "failures", OmegaConf.to_container(cfg, resolve=True), label_space),
         cfg.solver.accumulate,
         _average(cfg, model, start["ema"]),
+        cfg.seed if cfg.model.sampling == "keyed" else None,
     )
     if start["scaler"] is not None:
         trainer.scaler.load_state_dict(start["scaler"])

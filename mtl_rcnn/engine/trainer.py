@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.engine import TrainerBase
@@ -43,6 +44,8 @@ class Trainer(TrainerBase):
         failure: what to save beside the batch when a step fails: folder, configuration, classes.
         accumulate: micro-batches into which this rank's share of a batch is cut; only one has its graph in memory.
         average: of the weights, kept up to date.
+        draws: seed of what layers draw themselves, such as dropout, which is then a function of it and of the batch
+            (docs/adr/0012); None leaves torch's generator alone.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Trainer(TrainerBase):
         failure: tuple[Path, dict[str, Any], LabelSpace],
         accumulate: int = 1,
         average: WeightAverage | None = None,
+        draws: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
         self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
+        self.draws = draws
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
@@ -145,6 +150,8 @@ class Trainer(TrainerBase):
 
     def _forward(self, model: nn.Module, samples: Sequence[Sample]) -> tuple[Losses, dict[str, torch.Tensor]]:
         enabled = self.precision is not None
+        if self.draws is not None:
+            torch.manual_seed(_draw(self.draws, samples[0]["sample_index"]))
         try:
             with torch.autocast(self.ranks.device.type, dtype=self.precision or torch.bfloat16, enabled=enabled):
                 return model(samples)
@@ -181,6 +188,12 @@ class Trainer(TrainerBase):
 
 class _EndedEarly(BaseException):
     """Leaves Detectron2's loop, which knows no other end than its last iteration. Not an `Exception`: those it logs."""
+
+
+def _draw(seed: int, sample_index: int) -> int:
+    """A seed of torch's generators, of a batch by its first sample. A part of a batch that is seen twice, as under
+    accumulation, draws the same twice."""
+    return int(np.random.SeedSequence([seed, sample_index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def split(samples: list[Sample], number: int) -> list[list[Sample]]:

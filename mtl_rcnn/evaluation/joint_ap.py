@@ -107,9 +107,12 @@ def find_objects(
     least_agreement = np.minimum(agreements, _ALMOST_ONE)[None].repeat(len(overlaps), axis=0)
     objects = np.argsort(encounter.ignored, kind="stable")
     for detection in _best(encounter.scores):
+        near = objects[encounter.overlap[detection, objects] >= least_overlap.min()]
+        if len(near) == 0:
+            continue
         best, counts = found[:, :, detection], np.zeros(found.shape[:2], dtype=bool)
         overlap, agreed = least_overlap.copy(), least_agreement.copy()
-        for index in objects[encounter.overlap[detection, objects] >= least_overlap.min()]:
+        for index in near:
             here, alike = encounter.overlap[detection, index], agreement[detection, index]
             better = (here >= overlap) & (alike >= agreed)
             if not encounter.crowd[index]:

@@ -66,18 +66,23 @@ def preprocessing(cfg: DictConfig) -> dict[str, Any]:
     follow.
 
     Raises:
-        ConfigError: a test augmentation other than one shortest-edge resize.
+        ConfigError: a test augmentation other than one resize, of the shortest edge or to a fixed size.
     """
     steps = [step for step in OmegaConf.to_container(cfg.data.test_augment, resolve=True).values() if step is not None]
     common = {"channel_order": cfg.model.input_format, "values": [0, 255], "interpolation": "bilinear, antialiased"}
-    if not steps:
-        return {"short_edge": None, "max_size": None, **common}
-    if len(steps) > 1 or not steps[0]["_target_"].endswith(".ResizeShortestEdge"):
+    rule = {"short_edge": None, "max_size": None, "size": None}
+    kind = steps[0]["_target_"].rpartition(".")[2] if len(steps) == 1 else ""
+    if kind == "ResizeShortestEdge":
+        rule |= {"short_edge": _single(steps[0]["short_edge_length"]), "max_size": steps[0]["max_size"]}
+    elif kind == "Resize":
+        shape = steps[0]["shape"]
+        rule["size"] = [shape, shape] if isinstance(shape, int) else list(shape)
+    elif steps:
         raise ConfigError(
-            "data.test_augment: an exported network's preprocessing can only be one ResizeShortestEdge, found "
+            "data.test_augment: an exported network can only be given one ResizeShortestEdge or Resize, found "
             f"{[step['_target_'] for step in steps]}"
         )
-    return {"short_edge": _single(steps[0]["short_edge_length"]), "max_size": steps[0]["max_size"], **common}
+    return {**rule, **common}
 
 
 def _config_of(restored: Restored, tasks: Sequence[str] | None) -> dict[str, Any]:

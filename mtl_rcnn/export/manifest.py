@@ -8,8 +8,9 @@ from typing import Any
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
-MANIFEST_FORMAT = 2
-"""2 adds `method`, `signature`, `tasks` and `fixed_devices`; readers of format 1 take `method` for "trace"."""
+MANIFEST_FORMAT = 3
+"""2 adds `method`, `signature`, `tasks` and `fixed_devices`; readers of format 1 take `method` for "trace". 3 adds
+`preprocessing.size`, [height, width] of every input, or null where `short_edge` and `max_size` say it."""
 
 SIGNATURES = {
     "onnx": "see `inputs` and `outputs`; B, H and W are free, K is the largest number of detections",

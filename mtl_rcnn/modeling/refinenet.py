@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.modeling.timm_trunk import TimmFeatures
 
+_CHAIN_START = 0.1
+
 
 class LightWeightRefineNet(Backbone):
     """MobileNet-v2 with the decoder of Nekrasov et al., Light-Weight RefineNet (arXiv 1810.03272), in the arrangement
@@ -23,8 +25,10 @@ class LightWeightRefineNet(Backbone):
     resolution are added to what comes from below, then ReLU6, a chain of pooled residuals, and, but for the finest, a
     1x1 convolution and bilinear upsampling. The last chain is depthwise. No convolution of the decoder has a bias.
 
-    Departures: weights of the decoder start as He et al. have them (fan out, no ReLU gain), which the papers do not
-    say; the encoder is timm's, whose parameters equal torchvision's in number.
+    Departures: weights of the decoder start as He et al. have them (fan out, no ReLU gain), those of the chains at a
+    tenth of it, so that a chain begins as the identity: nothing normalises the decoder, and maxima that are added up 16
+    times give gradients 50 times as large at the start. The papers do not say. The encoder is timm's, whose parameters
+    equal torchvision's in number.
 
     Args:
         name: of a MobileNet-v2 of timm.
@@ -45,6 +49,9 @@ class LightWeightRefineNet(Backbone):
             for layer in part.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="linear")
+        with torch.no_grad():
+            for weight in self.chains.parameters():
+                weight.mul_(_CHAIN_START)
 
     @property
     def size_divisibility(self) -> int:

@@ -91,6 +91,9 @@ class RegionTask(Task):
         pooler_resolution: S of the pooled features.
         pooler_sampling_ratio: samples per bin side of RoIAlign, 0 for adaptive.
         in_features: pyramid levels to pool from.
+
+    Raises:
+        ConfigError: the trunk lacks one of the levels.
     """
 
     def __init__(
@@ -104,6 +107,12 @@ class RegionTask(Task):
     ) -> None:
         super().__init__(name, label_space, features)
         self.in_features = list(in_features)
+        missing = [level for level in self.in_features if level not in features]
+        if missing:
+            raise ConfigError(
+                f"tasks.{name}.in_features={self.in_features}: the trunk has no level {', '.join(missing)}, it has "
+                f"{', '.join(features)}; tasks on boxes stand on a pyramid, such as model=resnet50_fpn"
+            )
         self.pooler_resolution = pooler_resolution
         self.pooler_sampling_ratio = pooler_sampling_ratio
         channels = features[self.in_features[0]].channels

@@ -128,10 +128,13 @@ class Job:
         for row, fields in zip(rows, given, strict=True):
             if row is None:
                 continue
-            new = {key: value for key, value in (fields or {}).items() if row.get(key) is None}
+            fields = fields or {}
+            new = {key: value for key, value in fields.items() if row.get(key) is None}
             sure = any(value is not None for value in new.values())
+            there = bool(fields) and not new  # although the data set declares it not to be
             self.tallies[name].added += sure
-            self.tallies[name].unsure += not sure
+            self.tallies[name].there += there
+            self.tallies[name].unsure += not sure and not there
             row.update(new)
             if sure:
                 row["pseudo"] = {**row.get("pseudo", {}), name: self._mark(name)}

@@ -17,7 +17,7 @@ class Result:
 
     Attributes:
         name: of the image within what was predicted on; a frame of a video is `<name of the video>#<frame>`.
-        path: the image's or the video's file; None for an image in memory.
+        path: the image's or the video's file; None for an image in memory or by its address.
         frame: number in its video, from 0; None for an image.
         image: (H, W, 3) uint8 RGB.
         outputs: every output of the chosen tasks under its declared name, on the CPU; N rows are N detections.

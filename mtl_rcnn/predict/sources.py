@@ -1,4 +1,4 @@
-"""What there is to predict on: an image, a folder, a pattern, a video, or many of these, as one stream of images.
+"""What there is to predict on: an image, a folder, a pattern, a video, an address, or many of these, as one stream.
 
 Files are found at once, and opened only when their turn comes: a stream of a million images is a list of names.
 """
@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from mtl_rcnn.data.image_file import IMAGE_SUFFIXES, read_rgb, upright_rgb
 from mtl_rcnn.errors import DataError, UnreadableImageError
+from mtl_rcnn.predict.downloads import is_url, read_url, url_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Item:
     Attributes:
         name: what results call it.
         read: its pixels, (H, W, 3) uint8 RGB; raises DataError. Threads may call it.
-        path: the image's or the video's file, None for an image in memory.
+        path: the image's or the video's file, None for an image in memory or by its address.
         frame: number of the frame in its video, from 0; None for an image.
     """
 
@@ -62,14 +64,17 @@ def open_source(source: Any, channel_order: str = "RGB") -> Source:
     """The images of a source.
 
     Args:
-        source: a path to an image, a video or a folder (its image files, by name), or a pattern such as
-            "frames/**/*.jpg"; an image as Pillow image or (H, W, 3) uint8 array; or any iterable of these.
+        source: a path to an image, a video or a folder (its image files, by name), a pattern such as
+            "frames/**/*.jpg", or the http(s) address of an image; an image as Pillow image or (H, W, 3) uint8 array;
+            or any iterable of these.
         channel_order: of arrays, "RGB", or "BGR" as OpenCV's.
 
     Raises:
         DataError: a path at which there is nothing, a folder or pattern without images. A file that cannot be read, or
             a missing one of a sequence, raises only when it is read; entries of an iterable are opened in their turn.
     """
+    if isinstance(source, str) and is_url(source):
+        return _of_url(source)
     if isinstance(source, str | os.PathLike):
         return _open_path(os.fspath(source))
     if isinstance(source, np.ndarray | Image.Image):
@@ -81,8 +86,8 @@ def open_source(source: Any, channel_order: str = "RGB") -> Source:
     if isinstance(source, Iterable):
         return Source(_of_iterable(source, channel_order), None)
     raise DataError(
-        f"cannot predict on {type(source).__name__}: expected a path, a Pillow image, an (H, W, 3) uint8 array, or an "
-        "iterable of these"
+        f"cannot predict on {type(source).__name__}: expected a path, an address, a Pillow image, an (H, W, 3) "
+        "uint8 array, or an iterable of these"
     )
 
 
@@ -114,11 +119,15 @@ def _open_path(text: str) -> Source:
         if not known:
             raise DataError(f"{text}: no image or video matches this pattern ({len(found)} other files do)")
         return _of_files(known, _fixed_part(path))
-    raise DataError(f"{text}: does not exist; expected an image, a video, a folder of images, or a pattern (*, ?, [])")
+    raise DataError(
+        f"{text}: does not exist; expected an image, a video, a folder of images, a pattern (*, ?, []), or http(s)://..."
+    )
 
 
 def _member(entry: Any, index: int, channel_order: str) -> Source:
     """A part of a sequence: files bear the names by which they are given, and are looked for when they are read."""
+    if isinstance(entry, str) and is_url(entry):
+        return _of_url(entry)
     if isinstance(entry, str | os.PathLike):
         path = Path(entry)
         if not path.is_dir() and not any(character in str(path) for character in _PATTERN):
@@ -132,6 +141,12 @@ def _member(entry: Any, index: int, channel_order: str) -> Source:
 def _of_iterable(entries: Iterable[Any], channel_order: str) -> Iterator[Item]:
     for index, entry in enumerate(entries):
         yield from _member(entry, index, channel_order).items
+
+
+def _of_url(url: str) -> Source:
+    if is_video(Path(urlsplit(url).path)):
+        raise DataError(f"{url}: a video is not read from an address; download it first")
+    return Source(iter([Item(url_name(url), partial(read_url, url))]), 1)
 
 
 def _of_files(paths: Sequence[Path], root: Path | None) -> Source:

@@ -21,7 +21,7 @@ from mtl_rcnn.data.dataset_spec import suggest
 from mtl_rcnn.data.faults import Fault, refuse
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample
+from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Sample, WrittenLabel
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.evaluation.multilabel import UNKNOWN, Decisions, multilabel_metrics
@@ -93,6 +93,15 @@ class ImageLabelTarget(ImageTarget):
         if label is None:
             return {"label_scores": torch.zeros(len(self.names))}
         return {"label_scores": (label == 1).float()}
+
+    def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel | None:
+        """The names of at least this probability, if all others are as unlikely (at most 1 - `threshold`): a labelled
+        image cannot leave one name open, so that one doubtful name leaves the image without labels."""
+        scores = prediction["label_scores"].tolist()
+        given = {name: scores[index] for name, index in self._own(record).items()}
+        if not given or any(1 - threshold < score < threshold for score in given.values()):
+            return None
+        return WrittenLabel(image={VOCABULARY: [name for name, score in given.items() if score >= threshold]})
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """The best label of each part with its percentage, the surest first; where labels have no parts, those of at

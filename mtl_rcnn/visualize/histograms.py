@@ -1,4 +1,4 @@
-"""What a dataset holds, as two pictures: objects per class, and how large they are."""
+"""What a dataset holds, as pictures: objects per class, how large they are, and the labels of a task."""
 
 from __future__ import annotations
 
@@ -24,10 +24,29 @@ def draw_classes(path: Path, counts: Mapping[str, int], title: str) -> Path:
         counts: class name -> number of objects.
         title: of the picture.
     """
+    empty = sum(number == 0 for number in counts.values())
+    title = f"{title}: {sum(counts.values()):,} objects of {len(counts)} classes, {empty} without any"
+    return _bars(path, counts, "classes", title, "objects (crowds not counted)")
+
+
+def draw_labels(path: Path, counts: Mapping[str, int], labelled: int, title: str) -> Path:
+    """Writes a PNG with one bar per label of a task, as `draw_classes`.
+
+    Args:
+        path: of the PNG.
+        counts: label -> how often it is given.
+        labelled: number of images that say something of the task.
+        title: of the picture.
+    """
+    title = f"{title}: {len(counts)} labels in {labelled:,} labelled images"
+    return _bars(path, counts, "labels", title, "times given")
+
+
+def _bars(path: Path, counts: Mapping[str, int], noun: str, title: str, axis: str) -> Path:
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     shown, others = ordered[:_MOST_CLASSES], ordered[_MOST_CLASSES:]
     if others:
-        shown.append((f"{len(others)} other classes", sum(number for _, number in others)))
+        shown.append((f"{len(others)} other {noun}", sum(number for _, number in others)))
     figure = Figure(figsize=(8, max(2.0, 1.2 + 0.19 * len(shown))), layout="constrained")
     axes = figure.subplots()
     values = [number for _, number in shown]
@@ -36,9 +55,8 @@ def draw_classes(path: Path, counts: Mapping[str, int], title: str) -> Path:
     axes.bar_label(bars, [f"{number:,}" for number in values], padding=3, fontsize=8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.12)
-    axes.set_xlabel("objects (crowds not counted)")
-    empty = sum(number == 0 for number in counts.values())
-    axes.set_title(f"{title}: {sum(counts.values()):,} objects of {len(counts)} classes, {empty} without any")
+    axes.set_xlabel(axis)
+    axes.set_title(title)
     return _save(figure, axes, path)
 
 

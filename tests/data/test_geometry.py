@@ -220,3 +220,44 @@ def test_augmentations_are_built_in_order_and_null_leaves_one_out():
 def test_bad_augmentations_name_their_key(entry: object, expected: str):
     with pytest.raises(ConfigError, match=expected):
         build_augmentations({"x": entry}, "data.test")
+
+
+@pytest.mark.parametrize("shape", [(40, 60, 3), (40, 60)])
+def test_nearest_fill_repeats_the_border(shape: tuple[int, ...]):
+    """Against bilinear sampling with clipped indices, in NumPy."""
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    matrix = affine_matrix((30, 20), rotate=25, scale=0.7, shear=10, shift=(9, -8))
+    moved = AffineTransform(matrix, 40, 60, fill="nearest").apply_image(image)
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    rows, columns = np.indices((40, 60)) + 0.5
+    x, y = (inverse[i, 0] * columns + inverse[i, 1] * rows + inverse[i, 2] - 0.5 for i in (0, 1))
+    assert min(x.min(), 40 - y.max()) < -5, "the case shows nothing"
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    expected = 0.0
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight = np.abs(1 - down - (y - top)) * np.abs(1 - right - (x - left))
+        corner = image[np.clip(top + down, 0, 39), np.clip(left + right, 0, 59)]
+        expected = expected + (weight[..., None] if image.ndim == 3 else weight) * corner
+    np.testing.assert_allclose(moved, expected, atol=0.02)
+    whole = AffineTransform(matrix, 40, 60, fill="nearest").apply_image(image.astype(np.uint8))
+    assert np.abs(whole - expected).max() <= 1.01
+
+
+def test_nearest_fill_changes_nothing_inside_and_no_label():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    matrix = affine_matrix((30, 20), rotate=25, scale=0.7, shear=0, shift=(9, -8))
+    plain, nearest = (AffineTransform(matrix, 40, 60, fill) for fill in (0, "nearest"))
+    inside = plain.apply_image(np.full((40, 60), 255, np.uint8)) == 255
+    inside &= plain.apply_segmentation(np.pad(np.ones((36, 56), np.uint8), 2)) == 1
+    assert inside.sum() > 500
+    difference = plain.apply_image(image)[inside].astype(int) - nearest.apply_image(image)[inside]
+    assert np.abs(difference).max() <= 1  # rounding of Pillow's fixed-point coordinates
+    labels = np.ones((40, 60), np.int32)
+    assert (plain.apply_segmentation(labels) == nearest.apply_segmentation(labels)).all()
+    assert nearest.inverse().fill == "nearest"
+
+
+def test_an_unknown_fill_is_told():
+    node = {"affine": {"_target_": "mtl_rcnn.data.transforms.RandomAffine", "fill": "reflect"}}
+    with pytest.raises(ConfigError, match=r"data\.train_augment\.affine: .*fill=reflect: expected a grey value"):
+        build_augmentations(node)

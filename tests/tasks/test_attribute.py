@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coco_scenes import jittered_rows, random_truth
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
@@ -533,6 +534,61 @@ def test_rows_of_another_form_are_named(change: dict[str, Any], said: str) -> No
     rows[1] |= change
     with pytest.raises(DataError, match=said):
         evaluator().metrics(rows)
+
+
+FASHIONPEDIA = {6: 0.19687311695033563, 294: 0.15654372531758243}
+"""AP_IoU+F1 of the scenes below by Fashionpedia's own `FPEval` (fashionpedia 1.1, scikit-learn 1.7.2, pycocotools
+2.0.7), by their number of attributes."""
+WITH_ATTRIBUTES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 28, 29, 31, 32, 33)
+"""Of Fashionpedia's 46 classes."""
+
+
+def fashion_scenes(number: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], np.ndarray, np.ndarray]:
+    """COCO annotations and detections in the form of Fashionpedia's files, and (N, V) which attributes each has."""
+    rng = np.random.default_rng(3)
+    truth = random_truth(rng, images=60, classes=46)
+    annotations, rows = truth["annotations"], []
+    for entry in annotations:
+        entry["category_id"] = int(rng.choice([0, 1, 2, 10, 20, 30]))
+    holds = np.zeros((len(annotations), number), dtype=bool)
+    for values in holds:
+        values[rng.choice(number, size=min(number, int(rng.integers(0, 4))), replace=False)] = True
+    rows = jittered_rows(rng, truth, "bbox")
+    said = np.zeros((len(rows), number), dtype=bool)
+    for row, values in zip(rows, said):
+        key = (row["image_id"], row["category_id"])
+        near = [index for index, e in enumerate(annotations) if (e["image_id"], e["category_id"]) == key]
+        if near:
+            values |= holds[near[rng.integers(len(near))]]
+        values ^= [rng.random() < 0.3 / number * 2 for _ in range(number)]
+    return truth, rows, holds, said
+
+
+@pytest.mark.parametrize("number", FASHIONPEDIA)
+def test_the_figure_is_fashionpedias_own(number: int) -> None:
+    truth, rows, holds, said = fashion_scenes(number)
+    names = [f"v{index}" for index in range(number)]
+    classes = [f"class{index}" for index in range(46)]
+    group = {"name": "all", "type": "multilabel", "values": names, "classes": [classes[i] for i in WITH_ATTRIBUTES]}
+    records = []
+    for image in truth["images"]:
+        annotations = [
+            {**entry, "iscrowd": 0, "attributes": {"all": [name for name, so in zip(names, values) if so]}}
+            if entry["category_id"] in WITH_ATTRIBUTES
+            else {**entry, "iscrowd": 0}
+            for entry, values in zip(truth["annotations"], holds)
+            if entry["image_id"] == image["id"]
+        ]
+        sizes = {"height": image["height"], "width": image["width"]}
+        records.append({"image_id": image["id"], "dataset": "fashion", **sizes, "annotations": annotations})
+    space = LabelSpace(tuple({"name": name} for name in classes), {"attributes": (group,)})
+    results = [
+        {**row, "attribute_scores": values.astype(float).tolist(), "attribute_scalars": []}
+        for row, values in zip(rows, said)
+    ]
+    found = AttributeEvaluator("attribute", space, records, other_classes=True).metrics(results)
+    assert found["AP_iou_f1"].value / 100 == pytest.approx(FASHIONPEDIA[number], abs=1e-12)
+    assert found["AP_iou"].value / 100 == pytest.approx(0.3304948613754191, abs=1e-12)
 
 
 def test_predictions_become_labels_where_they_are_sure() -> None:

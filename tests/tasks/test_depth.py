@@ -21,11 +21,13 @@ from mtl_rcnn.config import compose
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.engine.build import build_model
+from mtl_rcnn.engine.evaluate import evaluate_checkpoint
 from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.export.export import export_checkpoint
 from mtl_rcnn.modeling.dense import enlarge
 from mtl_rcnn.modeling.slots import DecodedView
+from mtl_rcnn.predict.run import predict_images
 from mtl_rcnn.tasks.depth import DepthEvaluator, DepthTarget, DepthTask, berhu, silog
 
 HEIGHT, WIDTH = 12, 18
@@ -373,11 +375,24 @@ def test_predictions_become_labels(max_depth: float, scale: int, tmp_path: Path)
     torch.testing.assert_close(read, metres, rtol=0, atol=0.51 / scale + 0.001)
 
 
-def test_a_network_without_boxes_trains_is_scored_and_exported_both_ways(toy: Toy, tmp_path: Path) -> None:
+def test_a_network_without_boxes_trains_is_scored_predicts_and_is_exported_both_ways(toy: Toy, tmp_path: Path) -> None:
     cfg = toy_config(toy, tmp_path / "run", "report.enabled=true", "report.images=1", tasks=("depth",))
     outcome = train(cfg)
     assert outcome.metrics["toy/depth/rmse"].value < 80
     assert (outcome.folder / "report.html").is_file()
+    scores = json.loads((outcome.folder / "metrics.json").read_text())
+    given = [f"run={outcome.folder}", "device=cpu", "workers=0"]
+    again = evaluate_checkpoint(compose("evaluate", given))
+    file = outcome.folder / "predictions" / "toy_depth.json"
+    of_file = evaluate_checkpoint(compose("evaluate", [*given, f"+results.depth={file}", f"output_dir={tmp_path}"]))
+    assert {name: metric.value for name, metric in again.items()} == scores
+    assert {name: metric.value for name, metric in of_file.items()} == scores
+    seen = evaluate_checkpoint(compose("evaluate", [*given, "tta.flip=true", f"output_dir={tmp_path}"]))
+    assert seen["toy/depth/rmse"].value != scores["toy/depth/rmse"]
+    words = [f"network={outcome.folder}", f"input={toy.images}", "device=cpu", f"output_dir={tmp_path / 'seen'}"]
+    folder = predict_images(compose("predict", words))
+    assert len(json.loads((folder / "predictions" / "images_depth.json").read_text())) == 6
+    assert len([*(folder / "drawings").iterdir()]) == 6
     for method in ("trace", "script"):
         knobs = [f"run={outcome.folder}", f"export.method={method}", "certificate.min_detections=0"]
         manifest = export_checkpoint(compose("export", knobs))

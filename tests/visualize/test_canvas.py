@@ -175,3 +175,28 @@ def test_a_polygon_has_its_outline_and_its_text() -> None:
     assert (plain[95, 150] == 90).all()
     canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], "0.91", (255, 0, 0))
     assert (canvas.image != plain).any(axis=(1, 2)).sum() > 8
+
+
+def test_a_second_raster_is_shown_small_in_the_corner() -> None:
+    canvas = Canvas(np.zeros((60, 90, 3), np.uint8), scale=2)
+    red, blue, green = (np.full((60, 90, 3), color, np.uint8) for color in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
+    for colors in (red, blue, green):
+        canvas.raster(colors, alpha=0.5)
+    drawn = canvas.image
+    assert drawn.shape == (120, 180, 3)
+    assert drawn[0, 0].tolist() == [125, 0, 0]
+    assert (drawn[80:, 120:] == (0, 0, 250)).all()
+    assert (drawn[80:, 60:120] == (0, 250, 0)).all()
+    assert (drawn[80:, :60] == (125, 0, 0)).all()
+
+
+def test_captions_stand_below_each_other_on_their_colours() -> None:
+    canvas = Canvas(np.full((200, 300, 3), 128, np.uint8), scale=1)
+    for text, color in (("acm", (255, 0, 0)), ("gjpqy", (0, 255, 0)), ("AT", (0, 0, 255))):
+        canvas.caption(text, color)
+    column = canvas.image[:, 1]  # left of the letters
+    tops = [int(np.flatnonzero(column[:, channel] > 200)[0]) for channel in range(3)]
+    ends = [int(np.flatnonzero(column[:, channel] > 200)[-1]) for channel in range(3)]
+    assert tops[0] == 0
+    assert tops[1] == ends[0] + 1
+    assert tops[2] == ends[1] + 1
