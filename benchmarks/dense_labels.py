@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-TASKS = {"semantic": "sem_seg_file_name", "depth": "depth_file_name"}
-"""Task -> the field of an image that holds its labels."""
+from mtl_rcnn.config import compose
+from mtl_rcnn.data.shape_scenes import write_shape_scenes
+from mtl_rcnn.engine.train import train
+from mtl_rcnn.predict.pseudo import pseudo_label
+
+TASKS = {"semantic": ("sem_seg_file_name",), "depth": ("depth_file_name", "depth_scale")}
+"""Task -> the fields of an image that hold its labels."""
 SHOWN = {"semantic": ("mIoU", "pixel_accuracy"), "depth": ("rmse", "abs_rel")}
 SETTINGS = ("full", "halves", "distilled")
 
@@ -40,8 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the scenes; default: made in --out")
     parser.add_argument("--train", type=int, default=1200, help="training scenes")
     parser.add_argument("--val", type=int, default=200, help="validation scenes")
-    parser.add_argument("--threads", type=int, default=1, help="of each run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--override", nargs="*", default=[], help="of every training run, such as solver.max_iter=300")
     parser.add_argument("--prepare-only", action="store_true", help="write the scenes and the halves, then stop")
     arguments = parser.parse_args()
@@ -50,26 +50,21 @@ def main() -> None:
     if arguments.prepare_only:
         return
     bench = Bench(arguments.out.resolve(), data, [f"threads={arguments.threads}", *arguments.override])
-    cases = [(setting, tasks) for setting in SETTINGS for tasks in (list(TASKS), *([task] for task in TASKS))]
-    rows = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for wave in (cases[:-3], cases[-3:]):  # the last three have teachers among the others
-            rows += pool.map(lambda case: bench.row(*case), wave)
+    rows = [bench.row(setting, tasks) for setting in SETTINGS for tasks in (list(TASKS), *([task] for task in TASKS))]
     (arguments.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
 
 
-def prepare(data: Path, train: int, val: int) -> None:
+def prepare(data: Path, scenes: int, val: int) -> None:
     """Makes the scenes and, beside their labels, one file for each half that holds one task's labels only."""
     annotations = data / "annotations"
     if not annotations.is_dir():
-        sizes = ["--train", str(train), "--val", str(val), "--flavour", "full"]
-        _run("datasets/shape_scenes.py", "--out", str(data), *sizes)
+        write_shape_scenes(data, train=scenes, val=val, flavour="full")
     content = json.loads((annotations / "instances_train.json").read_text(encoding="utf-8"))
     middle = len(content["images"]) // 2
     halves = {"semantic": content["images"][:middle], "depth": content["images"][middle:]}
     for task, images in halves.items():
-        others = {field for other, field in TASKS.items() if other != task}
+        others = {field for other, fields in TASKS.items() if other != task for field in fields}
         kept = [{key: value for key, value in image.items() if key not in others} for image in images]
         ids = {image["id"] for image in kept}
         entries = [entry for entry in content["annotations"] if entry["image_id"] in ids]
@@ -89,7 +84,7 @@ class Bench:
     def __init__(self, out: Path, data: Path, overrides: Sequence[str]) -> None:
         self.out = out
         self.data = data
-        self.overrides = [f"data.root={data}", "device=cpu", *overrides]
+        self.overrides = [f"data.root={data}", "device=cpu", "report.enabled=false", "evaluation.samples=0", *overrides]
 
     def row(self, setting: str, tasks: Sequence[str]) -> dict[str, Any]:
         """What a network of these tasks reaches in a setting."""
@@ -97,19 +92,19 @@ class Bench:
             sets = [self._set("shapes_train", self.data / "annotations" / "instances_train.json", list(TASKS))]
         else:
             sets = [self._half(setting, task) for task in TASKS if setting == "distilled" or task in tasks]
-        folder = self.train(f"{setting}_{'_'.join(tasks)}", tasks, sets)
+        folder = self.trained(f"{setting}_{'_'.join(tasks)}", tasks, sets)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found = {f"{t}/{name}": metrics[f"shapes_val/{t}/{name}"] for t in tasks for name in SHOWN[t]}
         seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
         return {"setting": setting, "tasks": list(tasks), "metrics": found, "seconds": seconds}
 
-    def train(self, name: str, tasks: Sequence[str], sets: Sequence[dict[str, Any]]) -> Path:
+    def trained(self, name: str, tasks: Sequence[str], sets: Sequence[dict[str, Any]]) -> Path:
         """A run's folder; trains it unless it is complete."""
         folder = self.out / name
         if not (folder / "seconds.json").is_file():
             start = time.monotonic()
             words = ["experiment=shapes_dense", f"tasks=[{','.join(tasks)}]", f"data.train={_hydra(sets)}"]
-            _run("tools/train_net.py", *words, f"output_dir={folder}", *self._fitting(tasks))
+            train(compose("train", [*words, f"output_dir={folder}", *self._fitting(tasks)]))
             (folder / "seconds.json").write_text(f"{time.monotonic() - start:.0f}\n", encoding="utf-8")
         return folder
 
@@ -128,12 +123,12 @@ class Bench:
     def _distil(self, half: str) -> Path:
         """Labels the half that is labelled for one task for the other, by the network that learned this alone."""
         (missing,) = (task for task in TASKS if task != half)
-        teacher = self.train(f"halves_{missing}", [missing], [self._half("halves", missing)])
+        teacher = self.trained(f"halves_{missing}", [missing], [self._half("halves", missing)])
         folder = self.out / f"pseudo_{missing}"
         if not folder.is_dir():
             given = _hydra(self._half("halves", half))
             words = [f"network={teacher}", f"only_tasks=[{missing}]", f"dataset={given}", "threshold=0"]
-            _run("tools/pseudo_label.py", *words, f"output_dir={folder}", "device=cpu", "workers=1")
+            pseudo_label(compose("pseudo_label", [*words, f"output_dir={folder}", "device=cpu", "workers=1"]))
         return folder
 
     def _set(self, name: str, annotations: Path, tasks: list[str]) -> dict[str, Any]:
@@ -163,10 +158,6 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_hydra, value)) + "]"
     return f"'{value}'"
-
-
-def _run(*command: str) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401 (registers the operators that the network uses)
@@ -89,15 +90,41 @@ def network_size(height: int, width: int, short_edge: int | None, max_size: int)
 
 
 def main() -> None:
-    """Prints the predictions of one image as JSON; masks as their number of pixels."""
+    """Prints the predictions of one image as JSON, values per pixel in a few numbers (see `summary`)."""
     if len(sys.argv) != 3:
         sys.exit("usage: python runtime.py model.ts image.jpg")
     network = ExportedNetwork(sys.argv[1])
     prediction = network(network.read(sys.argv[2]))
-    shown = {
-        name: value.sum(dim=(-2, -1)) if value.dtype == torch.bool else value for name, value in prediction.items()
-    }
-    print(json.dumps({name: value.tolist() for name, value in shown.items()}))
+    shapes = {entry["name"]: entry["shape"] for entry in network.manifest["outputs"]}
+    print(json.dumps({name: summary(value, shapes[name]) for name, value in prediction.items()}))
+
+
+def summary(value: Tensor, shape: str) -> Any:
+    """An output as plain values; nothing grows with the number of pixels.
+
+    Args:
+        value: the output.
+        shape: as the manifest says it. Where it ends in "H, W)", masks become their numbers of pixels, maps of classes
+            the pixels of each value, and maps of numbers their least, mean and greatest.
+    """
+    if not shape.replace(" ", "").endswith("H,W)"):
+        return _plain(value)
+    if value.dtype == torch.bool:
+        return _plain(value.sum(dim=(-2, -1)))
+    if not value.is_floating_point():
+        found, pixels = value.unique(return_counts=True)
+        return {"pixels": dict(zip(found.tolist(), pixels.tolist()))}
+    known = value[value.isfinite()]
+    if known.numel() == 0:
+        return {"least": None, "mean": None, "greatest": None}
+    return {"least": _plain(known.min()), "mean": _plain(known.mean()), "greatest": _plain(known.max())}
+
+
+def _plain(value: Tensor) -> Any:
+    """Numbers as JSON knows them: what is not finite is null."""
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        return [_plain(row) for row in value] if value.dim() else None
+    return value.tolist()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LEFT_OUT = (
     "test_readme.py",
     "test_packaging.py",
     "test_benchmarks.py",
+    "test_joint_against_single.py",
     "test_doctor.py",
     "test_cpp.py",
     "test_bad_input.py",

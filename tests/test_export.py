@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +22,7 @@ from mtl_rcnn.export.certificate import Case, certify, choose_cases
 from mtl_rcnn.export.torchscript import TracedNetwork, export_torchscript
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
-from mtl_rcnn.runtime import ExportedNetwork, network_size
+from mtl_rcnn.runtime import ExportedNetwork, network_size, summary
 
 TASKS = tuple(available_tasks())
 PREPROCESSING = {"short_edge": 64, "max_size": 120, "channel_order": "BGR"}
@@ -113,11 +115,41 @@ def test_it_runs_without_detectron2_and_without_this_package(
     done = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    shapes = {
+        output["name"]: output["shape"] for output in json.loads((exported / "manifest.json").read_text())["outputs"]
+    }
     expected = model.predict_tensors([images[0]], [torch.tensor(images[0].shape[-2:])])[0]
     assert len(found["boxes"]) == len(expected["boxes"]) > 0
     for name, value in expected.items():
-        shown = value.sum(dim=(1, 2)) if value.dtype == torch.bool else value
-        torch.testing.assert_close(torch.tensor(found[name]), shown, rtol=0, atol=1e-3, check_dtype=False)
+        _check_printed(found[name], value, shapes[name])
+
+
+def _check_printed(printed: Any, value: Tensor, shape: str) -> None:
+    """Values per pixel are told in a few numbers, all others as they are."""
+    if not shape.endswith("H, W)"):
+        numbers = torch.from_numpy(np.array(printed, dtype=float))  # null becomes NaN
+        numbers = numbers.reshape(value.shape) if value.numel() == 0 else numbers
+        torch.testing.assert_close(numbers, value, rtol=0, atol=1e-3, check_dtype=False, equal_nan=True)
+    elif value.dtype == torch.bool:
+        assert printed == value.sum(dim=(1, 2)).tolist()
+    elif value.is_floating_point():
+        assert printed["mean"] == pytest.approx(float(value.mean()), abs=1e-3)
+        assert (printed["least"], printed["greatest"]) == pytest.approx(
+            (float(value.min()), float(value.max())), abs=1e-3
+        )
+    else:
+        assert sum(printed["pixels"].values()) == value.numel()
+        assert {int(name) for name in printed["pixels"]} == set(value.unique().tolist())
+
+
+def test_maps_are_told_in_a_few_numbers() -> None:
+    ids = torch.tensor([[0, 3, 3], [3, 0, 3]])
+    assert summary(ids, "(H, W)") == {"pixels": {0: 2, 3: 4}}
+    metres = torch.tensor([[1.0, torch.nan], [3.0, 2.0]])
+    assert summary(metres, "(H, W)") == {"least": 1.0, "mean": 2.0, "greatest": 3.0}
+    assert summary(metres, "(N, 2)") == [[1.0, None], [3.0, 2.0]], "JSON knows no NaN"
+    assert summary(torch.full((2, 2), torch.nan), "(H, W)") == {"least": None, "mean": None, "greatest": None}
+    assert summary(torch.ones(2, 3, 4, dtype=torch.bool), "(N, H, W)") == [12, 12]
 
 
 def test_runtime_resizes_as_the_training_code_does() -> None:

@@ -3,6 +3,7 @@ a search for unused parameters, without losing an image, and every task as it wo
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,24 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_there_is_every_arrangement() -> None:
     found, number = set(arrangements()), len(KINDS)
-    assert {((one,), (other,)) for one in KINDS for other in KINDS} <= found
+    for one in KINDS:
+        for other in KINDS:
+            assert {((one,), (other,)), ((other,), (one,))} & found
     assert {((one, one), tuple(k for k in KINDS if k != one)) for one in KINDS} <= found
-    assert len(found) >= number**2 + number
+    dealt = {frozenset(part) for pair in found for part in pair if len({*pair[0], *pair[1]}) == number}
+    assert all(frozenset(part) in dealt for part in combinations(KINDS, number // 2))
 
 
-def test_no_image_is_lost_in_fifty_iterations(results: list[dict[str, Any]]) -> None:
+def test_no_image_is_lost(results: list[dict[str, Any]]) -> None:
     seen, values = results[0]["seen"], results[0]["values"]
-    assert len(values) == 50
+    assert len(values) + len(results[0]["arrangements"]) >= 50
     assert all(np.isfinite(list(losses.values())).all() for losses in values)
     assert values == results[1]["values"]
-    assert sum(seen.values()) == 200
+    assert sum(seen.values()) == 4 * len(values)
     assert {*seen} == {(kind, image) for kind in KINDS for image in SIZES}
     for kind in KINDS:
         counts = [number for (name, _), number in seen.items() if name == kind]
-        assert max(counts) - min(counts) <= 2  # the 50th batch ends in the midst of an epoch and of a window
+        assert max(counts) - min(counts) <= 2  # the last batch ends in the midst of an epoch and of a window
 
 
 def test_every_task_has_losses_in_every_arrangement_that_labels_it(results: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from reference import randomise_statistics
-from tiny import LABEL_SPACE, make_sample, need_tasks, region_tasks, tiny_model
+from tiny import LABEL_SPACE, available_tasks, make_sample, need_tasks, region_tasks, tiny_model
 from torch import Tensor
 
 from mtl_rcnn.errors import ExportError
@@ -129,3 +129,15 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ExportError, match=r"needs onnx: pip install 'mtl-rcnn\[onnx\]'"):
         export_onnx(model, LABEL_SPACE, images, tmp_path, PREPROCESSING, {}, 0)
+
+
+def test_tasks_on_whole_images_are_refused_with_what_can_be_done() -> None:
+    whole = [name for name in available_tasks() if name not in region_tasks()]
+    if not whole:
+        pytest.skip("this copy of the project has no task on whole images")
+    with pytest.raises(
+        ExportError, match=rf"{whole[0]}: tasks on .* export\.tasks=\[detection\]\), or choose .*script"
+    ):
+        FixedNetwork(tiny_model(["detection", whole[0]]))
+    with pytest.raises(ExportError, match=r"no fixed form so far; choose export\.method=trace or script"):
+        FixedNetwork(tiny_model(whole[:1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from mtl_rcnn.data.shape_labels import DEPTH_SCALE, annotations_of, distance_map
 from mtl_rcnn.data.shape_painter import FLAVOURS, Scene, sample_scene
 from mtl_rcnn.data.shape_scenes import write_shape_scenes
 from mtl_rcnn.data.shape_sprites import COLOURS
+from mtl_rcnn.errors import DataError
 
 SIZE = (192, 128)
 
@@ -58,6 +60,25 @@ def test_a_flavour_only_adds_to_the_scene() -> None:
         assert plain.depth is None
         assert plain.lines is None
         assert full.depth is not None
+
+
+@pytest.mark.parametrize("flavour", ["full", "lettered"])
+def test_every_flavour_is_reproducible_and_longer_sets_keep_what_was_there(flavour: str, tmp_path: Path) -> None:
+    options = {"val": 1, "seed": 2, "size": SIZE, "progress": False, "flavour": flavour}
+    short, longer = (write_shape_scenes(tmp_path / str(count), count, **options) for count in (3, 5))
+    for path in short.rglob("*.png"):
+        assert path.read_bytes() == (longer / path.relative_to(short)).read_bytes(), path
+    entries = [
+        json.loads((root / "annotations" / "instances_train.json").read_text())["images"] for root in (short, longer)
+    ]
+    assert entries[0] == entries[1][:3]
+
+
+def test_a_folder_of_one_flavour_is_not_taken_for_another(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'"flavour": "full".*"flavour": "plain"'):
+        write_shape_scenes(written, 8, 2, 1, SIZE, progress=False)
+    with pytest.raises(DataError, match="flavour 'bitter': expected one of plain, full, lettered"):
+        write_shape_scenes(tmp_path / "s", flavour="bitter")
 
 
 # Maps
@@ -169,6 +190,37 @@ def test_the_painted_colour_can_be_read_off_the_picture() -> None:
     assert np.mean(hits) > 0.85
 
 
+def test_a_pattern_can_be_read_off_the_picture() -> None:
+    """The accent tone of stripes and dots spreads the pixels of an object; noise spreads those of a plain one less."""
+    spread = {True: [], False: []}
+    for index in range(60):
+        scene = sample_scene(5, "train", index, SIZE)
+        for item, annotation in zip(scene.objects, annotations_of(scene, 1, 1), strict=True):
+            inside = cv2.erode((scene.id_map == item.order + 1).astype(np.uint8), np.ones((3, 3))) > 0
+            if not item.kind.keypoints and inside.sum() >= 100:
+                patterned = "patterned" in annotation["attributes"]["traits"]
+                assert patterned == (annotation["attributes"]["fill"] in ("striped", "dotted"))
+                spread[patterned].append(scene.image[inside].std(0).max())
+    assert len(spread[True]) > len(spread[False]) > 20
+    assert np.mean([value < 20 for value in spread[False]]) > 0.9
+    assert np.mean([value > 20 for value in spread[True]]) > 0.9
+
+
+def test_a_figure_that_faces_the_viewer_has_its_left_on_the_right(scenes: list[Scene]) -> None:
+    seen = set()
+    for scene in scenes:
+        for annotation in annotations_of(scene, 1, 1):
+            if "facing" not in annotation["attributes"]:
+                continue
+            points = np.reshape(annotation["keypoints"], (-1, 3))
+            names = next(kind.keypoints for kind in CLASSES if kind.category_id == annotation["category_id"])
+            left, right = (points[names.index(f"{side}_shoulder")] for side in ("left", "right"))
+            if left[2] and right[2] and left[0] != right[0]:
+                assert annotation["attributes"]["facing"] == ("front" if left[0] > right[0] else "back")
+                seen.add(annotation["attributes"]["facing"])
+    assert seen == {"front", "back"}
+
+
 def test_image_labels_name_what_is_there(scenes: list[Scene]) -> None:
     words = {entry["name"] for entry in vocabularies("full")["image_labels"]}
     for scene in scenes:
@@ -196,6 +248,23 @@ def test_text_stands_on_the_background_alone_and_its_quadrilateral_is_tight(lett
         for a, b in zip(quad, np.roll(quad, -1, axis=0), strict=True):  # and one is near each side
             normal = np.array([b[1] - a[1], a[0] - b[0]]) / np.linalg.norm(b - a)
             assert np.abs((letters - a) @ normal).min() < 2
+
+
+def test_text_changes_the_picture_inside_its_quadrilaterals_alone(
+    lettered: list[Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the same scenes painted without text; edges are soft, and corners rounded to pixels here."""
+    monkeypatch.setitem(FLAVOURS, "lettered", replace(FLAVOURS["lettered"], lines=(1.0,)))
+    for index, scene in enumerate(lettered):
+        bare = sample_scene(5, "train", index, (256, 192), "lettered")
+        assert bare.lines is None
+        inside = np.zeros(scene.id_map.shape, np.uint8)
+        for line in scene.lines:
+            cv2.fillConvexPoly(inside, np.rint(line.polygon - 0.5).astype(np.int32), 1)
+        changed = (scene.image != bare.image).any(2)
+        assert not (changed & (cv2.dilate(inside, np.ones((5, 5))) == 0)).any()
+        assert changed.any() == bool(scene.lines)
+        assert np.array_equal(scene.id_map, bare.id_map)
 
 
 def test_corners_go_clockwise_from_the_top_left_as_it_is_read(lettered: list[Scene]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,7 +97,13 @@ class Target(ABC):
     """Reads one task's labels. `name` is the task's name in the configuration.
 
     Subclasses receive their knobs from the `target:` section of the task's YAML as keyword arguments.
+
+    Attributes:
+        covers: what it draws hides the picture, such as a colour per pixel: beside other tasks it gets a panel of its
+            own (`visualize.gallery.draw_prediction`).
     """
+
+    covers: ClassVar[bool] = False
 
     def __init__(self, name: str, label_space: LabelSpace) -> None:
         self.name = name

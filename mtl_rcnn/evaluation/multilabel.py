@@ -33,10 +33,10 @@ def multilabel_metrics(decisions: Decisions, names: Sequence[str]) -> dict[str, 
 
     binary_accuracy: entries said right, of all known ones (Keras' metric of the name, over the whole set);
     exact_match: rows of which every known entry is right, of the rows that have one;
-    mAP, macro_F1: means of AP and F1 over the labels that hold somewhere; mA: mean over the labels that hold
-        somewhere and fail somewhere of (true positive rate + true negative rate) / 2;
-    micro_F1: F1 of all entries together;
-    AP/<label>, F1/<label>, accuracy/<label>: of one label that holds somewhere.
+    macro_F1: mean of F1 over the labels that hold somewhere; micro_F1: F1 of all entries together;
+    mAP, mA: means of AP and of (true positive rate + true negative rate) / 2 over the labels that hold somewhere and
+        fail somewhere: without a failure every AP is 100;
+    AP/<label>, F1/<label>, accuracy/<label>: of one label, where it counts in the means.
 
     Args:
         decisions: at least one known entry.
@@ -51,18 +51,20 @@ def multilabel_metrics(decisions: Decisions, names: Sequence[str]) -> dict[str, 
     ap, f1, accuracy = {}, {}, {}
     for index in shown:
         of = known[:, index]
-        ap[index] = average_precision(decisions.scores[of, index], positive[of, index])
+        if index in balanced:
+            ap[index] = average_precision(decisions.scores[of, index], positive[of, index])
         f1[index] = f1_score(decisions.chosen[of, index], positive[of, index])
         accuracy[index] = float(right[of, index].mean())
     rates = [_balanced(decisions.chosen[known[:, i], i], positive[known[:, i], i]) for i in balanced]
     none = None if shown else "no label holds anywhere"
+    constant = None if balanced else "no label holds somewhere and fails somewhere"
     metrics = {
         "binary_accuracy": _percent(right[known].mean()),
         "exact_match": _percent((right | ~known)[rows].all(axis=1).mean()),
-        "mAP": _percent(_mean(ap.values()), none),
+        "mAP": _percent(_mean(ap.values()), constant),
         "micro_F1": _percent(f1_score(decisions.chosen[known], positive[known])),
         "macro_F1": _percent(_mean(f1.values()), none),
-        "mA": _percent(_mean(rates), None if balanced else "no label holds somewhere and fails somewhere"),
+        "mA": _percent(_mean(rates), constant),
     }
     for kind, values in (("AP", ap), ("F1", f1), ("accuracy", accuracy)):
         metrics |= {f"{kind}/{names[index]}": _percent(value) for index, value in values.items()}

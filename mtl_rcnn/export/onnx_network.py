@@ -36,7 +36,7 @@ class FixedNetwork(nn.Module):
         super().__init__()
         self.network = InferenceNetwork(model, tasks)
         if self.network.regions is None or len(self.network.image_tasks) > 0:
-            raise ExportError("export.method=onnx: only a detector and tasks on its boxes have a fixed form so far")
+            raise ExportError(_refusal(self.network))
         self.names = list(COMMON)
 
     def forward(self, images: Tensor, network_sizes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -71,6 +71,15 @@ class FixedNetwork(nn.Module):
         y = torch.arange(images.shape[2], device=images.device)[None, :] < network_sizes[:, :1]
         x = torch.arange(images.shape[3], device=images.device)[None, :] < network_sizes[:, 1:]
         return pixels * (y[:, None, :, None] & x[:, None, None, :])
+
+
+def _refusal(network: InferenceNetwork) -> str:
+    """Why the network cannot be written, and what can."""
+    whole = [task.name for task in network.image_tasks]
+    reason = f"export.method=onnx: {', '.join(whole)}: tasks on whole images have no fixed form so far"
+    others = [name for name in network.names if name not in whole]
+    advice = f"leave them out (export.tasks=[{','.join(others)}]), or " if others else ""
+    return f"{reason}; {advice}choose export.method=trace or script"
 
 
 def pool(pooler: RegionPooler, features: Features, boxes: Tensor) -> Tensor:

@@ -127,7 +127,8 @@ class Predictor:
         return self._above(result.outputs, threshold)
 
     def draw(self, result: Result, threshold: float = 0.0, scale: float | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB: the image with the predictions of the chosen tasks of at least this score.
+        """(H', W', 3) uint8 RGB: the image with the predictions of the chosen tasks of at least this score, and a panel
+        for each task that covers it.
 
         Args:
             result: of this predictor.

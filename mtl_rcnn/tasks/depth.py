@@ -54,6 +54,8 @@ class DepthTarget(ImageTarget):
         min_depth, max_depth: metres; what lies outside neither trains nor is scored.
     """
 
+    covers = True
+
     def __init__(self, name: str, label_space: LabelSpace, min_depth: float, max_depth: float) -> None:
         super().__init__(name, label_space)
         self.limits = _limits(name, min_depth, max_depth)
@@ -284,7 +286,7 @@ class DepthTask(ImageTask):
     @torch.jit.export
     def decode(self, raw: Tensor, padded_size: Tensor) -> dict[str, Tensor]:
         """cell_metres (B, 1, h, w), float32."""
-        return {"cell_metres": (self.min_depth + F.softplus(raw.float())).clamp(max=self.max_depth)}
+        return {"cell_metres": self.metres(raw).clamp(max=self.max_depth)}
 
     @torch.jit.export
     def to_image(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:

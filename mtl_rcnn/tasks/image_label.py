@@ -39,7 +39,7 @@ class ImageLabelTarget(ImageTarget):
     of the data set's own vocabulary that is not listed does not hold, and names of other data sets are unknown.
 
     Args:
-        shown: labels that a drawing names at most.
+        shown: labels of a part that a drawing names at most.
     """
 
     def __init__(self, name: str, label_space: LabelSpace, *, shown: int = 5) -> None:
@@ -104,18 +104,20 @@ class ImageLabelTarget(ImageTarget):
         return WrittenLabel(image={VOCABULARY: [name for name, score in given.items() if score >= threshold]})
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
-        """The best label of each part with its percentage, the surest first; where labels have no parts, those of at
-        least 50 %, or the best one."""
+        """Labels of at least 50 %, or the best one, the surest first; where labels have parts, a line per part."""
         scores = prediction["label_scores"].tolist()
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        parts = [self.entries[index].get("part") for index in order]
-        if any(parts):
-            best = [index for place, index in enumerate(order) if parts[place] not in parts[:place]]
-        else:
-            best = [index for index in order if scores[index] >= 0.5] or order[:1]
-        for index in best[: self.shown]:
-            if scores[index] > 0:
-                canvas.caption(f"{self.names[index]} {100 * scores[index]:.1f} %")
+        lines: dict[str | None, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            lines.setdefault(entry.get("part"), []).append(index)
+        for part, indices in lines.items():
+            order = sorted(indices, key=lambda index: -scores[index])
+            shown = [index for index in order if scores[index] >= 0.5] or order[:1]
+            words = [_worded(self.names[index], scores[index]) for index in shown[: self.shown] if scores[index] > 0]
+            if part is not None and words:
+                canvas.caption(f"{part}: {', '.join(words)}")
+                continue
+            for word in words:
+                canvas.caption(word)
 
     def _labels(self, record: Record) -> bool:
         return self.declared(record) is not False and record.get(VOCABULARY) is not None
@@ -128,6 +130,10 @@ class ImageLabelTarget(ImageTarget):
     def _fault(self, record: Record, kind: str, text: str) -> Fault:
         place = f"dataset '{record['dataset']}', image {record['image_id']} ({record['file_name']}): '{VOCABULARY}'"
         return Fault(kind, f"{place} {text}", image_id=record["image_id"], field=VOCABULARY)
+
+
+def _worded(name: str, score: float) -> str:
+    return name if score == 1 else f"{name} {100 * score:.0f} %"
 
 
 class ImageLabelEvaluator(Evaluator):

@@ -45,6 +45,8 @@ class SemanticTarget(ImageTarget):
             pixel has a class.
     """
 
+    covers = True
+
     def __init__(self, name: str, label_space: LabelSpace, ignore_label: int | None) -> None:
         super().__init__(name, label_space)
         self.classes = [entry["name"] for entry in label_space.vocabulary(VOCABULARY, name)]
@@ -137,7 +139,8 @@ class SemanticEvaluator(Evaluator):
         tells of none."""
         classes = prediction["sem_seg"]
         ids = {index: own for own, index in _index_of(record).items()}
-        found = [index for index in classes.unique().tolist() if index >= 0 and (index in ids or not ids)]
+        sizes = torch.bincount(classes[classes >= 0])  # faster than `unique`, which sorts the pixels
+        found = [index for index in sizes.nonzero().flatten().tolist() if index in ids or not ids]
         masks = encode_masks(classes[None] == torch.tensor(found, dtype=classes.dtype)[:, None, None])
         return [
             {"image_id": record["image_id"], "category_id": ids.get(index, index), "segmentation": mask}
@@ -296,10 +299,11 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> 
         truth, predicted: (H, W) integers, class indices or negative; where `truth` is negative a pixel does not count.
         classes: C.
     """
-    known = truth >= 0
-    guess = np.where(predicted[known] >= 0, predicted[known], classes).astype(np.int64)
-    cells = truth[known].astype(np.int64) * (classes + 1) + guess
-    return np.bincount(cells, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+    # One row more, for what is not known: cheaper than to pick the pixels that are.
+    rows = np.where(truth >= 0, truth, classes).astype(np.int64)
+    cells = rows * (classes + 1) + np.where(predicted >= 0, predicted, classes)
+    counted = np.bincount(cells.ravel(), minlength=(classes + 1) ** 2)
+    return counted.reshape(classes + 1, classes + 1)[:classes]
 
 
 def confusion_metrics(confusion: np.ndarray, names: Sequence[str], reason: str | None = None) -> dict[str, Metric]:
@@ -325,16 +329,16 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str], reason: str |
 def _from_rows(record: Record, rows: Sequence[tuple[int, Row]], classes: int) -> np.ndarray:
     """(H, W) int16 class indices of one image's rows, -1 where there is none."""
     index, size = _index_of(record), [record["height"], record["width"]]
-    predicted = np.full(size, UNKNOWN, dtype=np.int16)
+    predicted = np.full(size, UNKNOWN, dtype=np.int16, order="F")  # as run lengths go: down the columns
     for number, row in rows:
         where = f"row {number} (image {record['image_id']})"
         if row.get("category_id") not in index:
             raise DataError(f"{where}: category_id {row.get('category_id')!r}; expected one of {_some(list(index))}")
         mask = _decoded(row.get("segmentation"), size, where)
-        if (predicted[mask] >= 0).any():
+        if (mask & (predicted >= 0)).any():
             raise DataError(f"{where}: its mask overlaps another one of the image; a pixel has one class")
-        predicted[mask] = index[row["category_id"]]
-    return predicted
+        np.copyto(predicted, index[row["category_id"]], where=mask)
+    return np.ascontiguousarray(predicted)
 
 
 def _decoded(mask: Any, size: list[int], where: str) -> np.ndarray:
@@ -342,7 +346,7 @@ def _decoded(mask: Any, size: list[int], where: str) -> np.ndarray:
         found = f"size {mask.get('size')}" if isinstance(mask, Mapping) else repr(mask)[:40]
         raise DataError(f"{where}: 'segmentation' is {found}; expected an RLE {{'size': {size}, 'counts': text}}")
     try:
-        return mask_api.decode(dict(mask)).astype(bool)
+        return mask_api.decode(dict(mask)).view(bool)
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{where}: 'segmentation' has counts that cannot be decoded ({error})") from error
 

@@ -27,9 +27,6 @@ _SHIFT = 4
 _SMALL = 48 * 48
 """Pixels of the drawing: labels keep off boxes that are smaller."""
 
-_INSET = 3
-"""Part of the drawing's sides that a second raster takes."""
-
 WHITE: Color = (255, 255, 255)
 BLACK: Color = (0, 0, 0)
 
@@ -71,7 +68,6 @@ class Canvas:
         self._pixels = cv2.resize(image, size, interpolation=smooth) if self.scale != 1 else image.copy()
         self._labels: list[tuple[str, _Rectangle, Color, bool]] = []
         self._captions: list[tuple[str, Color]] = []
-        self._rasters = 0
         side = float(np.sqrt(size[0] * size[1]))
         self._line = max(2, round(side / 300))
         self._font_scale = float(np.clip(side / 1100, 0.42, 1.2))
@@ -159,19 +155,10 @@ class Canvas:
                 cv2.circle(self._pixels, place, radius << _SHIFT, paint, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
     def raster(self, colors: np.ndarray, alpha: float = 0.5) -> None:
-        """(H, W, 3) uint8 RGB of the image's size, laid over all of it: dense predictions.
-
-        Two layers of colour cannot be told apart: the second raster is shown small in the lower right corner, the third
-        beside it.
-        """
-        height, width = self._pixels.shape[:2]
-        self._rasters += 1
-        if self._rasters > 1:
-            height, width = max(height // _INSET, 1), max(width // _INSET, 1)
-        right = self._pixels.shape[1] - max(self._rasters - 2, 0) * width
-        place = self._pixels[self._pixels.shape[0] - height :, max(right - width, 0) : max(right, width)]
-        layer = cv2.resize(colors, (width, height), interpolation=cv2.INTER_NEAREST)
-        place[:] = layer if self._rasters > 1 else cv2.addWeighted(layer, alpha, place, 1 - alpha, 0)
+        """(H, W, 3) uint8 RGB of the image's size, laid over all of it: dense predictions."""
+        size = (self._pixels.shape[1], self._pixels.shape[0])
+        layer = cv2.resize(colors, size, interpolation=cv2.INTER_NEAREST)
+        self._pixels = cv2.addWeighted(layer, alpha, self._pixels, 1 - alpha, 0)
 
     def caption(self, text: str, color: Color = BLACK) -> None:
         """A line of text in the upper left corner, below earlier ones, on a plate of the colour."""

@@ -16,6 +16,9 @@ _GAP = 6
 _GROUND = 245
 """Grey of gaps and title bars."""
 
+_WIDE = 2.5
+"""Times its height: drawings of several panels."""
+
 
 def draw_prediction(
     image: np.ndarray,
@@ -26,7 +29,9 @@ def draw_prediction(
     caption: str = "",
     scale: float | None = None,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 RGB with what each target draws of the prediction, in their order: later ones lie on top.
+    """(H', W', 3) uint8 RGB with what each target draws of the prediction, in their order: later ones lie on top.
+
+    Targets that cover the picture (`Target.covers`) have panels of their own to its right, the last one first.
 
     Args:
         image: (H, W, 3) uint8 RGB; the prediction is in its frame.
@@ -34,12 +39,22 @@ def draw_prediction(
         caption: text in the upper left corner.
         scale: see `Canvas`.
     """
-    canvas = Canvas(image, class_names, scale)
-    for target in targets:
-        target.draw(canvas, prediction)
-    if caption:
-        canvas.caption(caption)
-    return canvas.image
+    panels = []
+    for layers in _panels(list(targets)):
+        canvas = Canvas(image, class_names, scale)
+        for target in layers:
+            target.draw(canvas, prediction)
+        if caption and not panels:
+            canvas.caption(caption)
+        panels.append(canvas.image)
+    return panels[0] if len(panels) == 1 else _row(panels, [panel.shape[1] for panel in panels])[:-_GAP]
+
+
+def _panels(targets: list[Target]) -> list[list[Target]]:
+    """Which targets share a panel: all that leave the picture visible, then each of the others."""
+    over = [target for target in targets if not target.covers]
+    own = [[target] for target in targets[::-1] if target.covers]
+    return [over, *own] if over or not own else own
 
 
 def drawing_order(targets: Mapping[str, Target]) -> list[Target]:
@@ -50,8 +65,9 @@ def drawing_order(targets: Mapping[str, Target]) -> list[Target]:
 def side_by_side(
     truth: np.ndarray, prediction: np.ndarray, titles: tuple[str, str] = ("ground truth", "prediction")
 ) -> np.ndarray:
-    """Two (H, W, 3) RGB drawings in one row, each under its title."""
-    return contact_sheet([truth, prediction], columns=2, titles=titles)
+    """Two (H, W, 3) RGB drawings of one size, each under its title, in one row; wide ones below each other."""
+    wide = truth.shape[1] > _WIDE * truth.shape[0]
+    return contact_sheet([truth, prediction], columns=1 if wide else 2, titles=titles)
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from PIL import Image
 from tiny import tiny_config
 from torch import Tensor
@@ -17,6 +19,8 @@ from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.engine.build import build_model
+from mtl_rcnn.engine.pretrained.names import rename
+from mtl_rcnn.engine.pretrained.weight_file import WeightFile
 from mtl_rcnn.errors import DataError
 from mtl_rcnn.modeling.slots import DecodedView
 from mtl_rcnn.tasks.semantic import SemanticEvaluator, SemanticTarget, SemanticTask, confusion_matrix, confusion_metrics
@@ -207,6 +211,18 @@ def test_a_class_that_a_dataset_lacks_gets_no_gradient_from_it() -> None:
     raw = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
     task().losses(raw, [label(0, 30, 41, PARTLY)], [(30, 41)])["ce"][0].backward()
     assert raw.grad[0].abs().sum(dim=(1, 2)).gt(0).tolist() == list(PARTLY)
+
+
+def test_a_panoptic_fpn_of_detectron2_gives_its_weights() -> None:
+    model = build_model(tiny_config(["semantic"]), SPACE)
+    levels = {name: ShapeSpec(channels=16, stride=2 ** int(name[1])) for name in ("p2", "p3", "p4", "p5")}
+    theirs = SemSegFPNHead(levels, num_classes=4, conv_dims=32, common_stride=4, norm="GN").state_dict()
+    named = {f"sem_seg_head.{name}": value for name, value in theirs.items()}
+    named["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(8, 3, 7, 7)
+    found = rename(WeightFile("panoptic.pkl", named), model)
+    own = {name for name in model.state_dict() if name.startswith("image_tasks.")}
+    assert {name for name in found.tensors if name.startswith("image_tasks.")} == own
+    assert not found.unused
 
 
 # Scores

@@ -167,16 +167,6 @@ def test_a_note_of_a_box_at_the_lower_border_stays_in_the_drawing():
     assert 260 < rows.min() < rows.max() < 300
 
 
-def test_a_polygon_has_its_outline_and_its_text() -> None:
-    canvas = Canvas(np.full((200, 300, 3), 90, np.uint8), scale=1.0)
-    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], color=(255, 0, 0))
-    plain = canvas.image
-    assert plain[69, 150].tolist() == [255, 0, 0]
-    assert (plain[95, 150] == 90).all()
-    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], "0.91", (255, 0, 0))
-    assert (canvas.image != plain).any(axis=(1, 2)).sum() > 8
-
-
 def test_a_second_raster_is_shown_small_in_the_corner() -> None:
     canvas = Canvas(np.zeros((60, 90, 3), np.uint8), scale=2)
     red, blue, green = (np.full((60, 90, 3), color, np.uint8) for color in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
@@ -200,3 +190,13 @@ def test_captions_stand_below_each_other_on_their_colours() -> None:
     assert tops[0] == 0
     assert tops[1] == ends[0] + 1
     assert tops[2] == ends[1] + 1
+
+
+def test_a_polygon_has_its_outline_and_its_text() -> None:
+    canvas = Canvas(np.full((200, 300, 3), 90, np.uint8), scale=1.0)
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], color=(255, 0, 0))
+    plain = canvas.image
+    assert plain[69, 150].tolist() == [255, 0, 0]
+    assert (plain[95, 150] == 90).all()
+    canvas.polygon([50, 80, 250, 60, 255, 110, 55, 130], "0.91", (255, 0, 0))
+    assert (canvas.image != plain).any(axis=(1, 2)).sum() > 8

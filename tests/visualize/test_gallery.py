@@ -14,6 +14,8 @@ from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, side_by_s
 class Fills:
     """Stands for a target: tints the whole image."""
 
+    covers = False
+
     def __init__(self, color):
         self.color = color
 
@@ -36,6 +38,23 @@ def test_targets_draw_in_order():
     assert (draw_prediction(plain(40, 60, 7), none, targets, ["cat"], scale=2.0) == 7).all()
     captioned = draw_prediction(plain(40, 60, 7), none, targets, ["cat"], scale=2.0, caption="a.jpg")
     assert (captioned[:10, :20] != 7).any()
+
+
+class Covers(Fills):
+    covers = True
+
+
+def test_what_covers_the_picture_gets_a_panel_beside_other_tasks():
+    one = {"boxes": torch.zeros(1, 4)}
+    drawn = draw_prediction(
+        plain(40, 60, 7), one, [Covers((1, 2, 3)), Covers((4, 5, 6)), Fills((7, 8, 9))], ["cat"], scale=2.0
+    )
+    assert drawn.shape == (80, 3 * 120 + 2 * 6, 3)
+    for start, color in ((0, [7, 8, 9]), (126, [4, 5, 6]), (252, [1, 2, 3])):
+        assert (drawn[:, start : start + 120] == color).all()
+    alone = draw_prediction(plain(40, 60, 7), one, [Covers((1, 2, 3))], ["cat"], scale=2.0)
+    assert alone.shape == (80, 120, 3)
+    assert side_by_side(drawn, drawn).shape[1] == drawn.shape[1], "below each other"
 
 
 def test_a_sheet_has_a_cell_per_image():
