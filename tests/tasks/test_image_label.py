@@ -330,14 +330,15 @@ class _Captions:
         self.texts.append(text)
 
 
-def test_drawings_name_the_best_label_of_each_part() -> None:
+def test_drawings_name_what_holds_of_each_part_or_what_is_nearest() -> None:
     def said(target: ImageLabelTarget, *scores: float) -> list[str]:
         canvas = _Captions()
         target.draw(canvas, {"label_scores": torch.tensor(scores)})
         return canvas.texts
 
-    assert said(TARGET, 0.1, 0.2, 0.995, 0.7, 0.9) == ["blue 99.5 %", "shirt 70.0 %"]
+    assert said(TARGET, 0.1, 0.2, 0.99, 0.4, 0.9) == ["colour: blue 99 %, black 90 %", "garment: shirt 40 %"]
+    assert said(TARGET, 1.0, 1.0, 0.0, 0.0, 0.0) == ["colour: red", "garment: dress"], "as labels are drawn"
     assert said(TARGET, *[0.0] * 5) == []
     plain = ImageLabelTarget("words", LabelSpace((), {"image_labels": [{"name": n} for n in NAMES]}), shown=2)
-    assert said(plain, 0.6, 0.7, 0.995, 0.2, 0.1) == ["blue 99.5 %", "dress 70.0 %"]
-    assert said(plain, 0.1, 0.2, 0.3, 0.2, 0.1) == ["blue 30.0 %"]
+    assert said(plain, 0.6, 0.7, 0.99, 0.2, 0.1) == ["blue 99 %", "dress 70 %"]
+    assert said(plain, 0.1, 0.2, 0.3, 0.2, 0.1) == ["blue 30 %"]
