@@ -14,6 +14,7 @@ detector and all tasks on its boxes, and one for each task on whole images.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mtl_rcnn import config
@@ -66,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cfg = config.compose("train", arguments.overrides)
     joint, label_space = _joint(cfg, arguments.run)
-    networks = single_networks(joint, arguments.overrides, label_space)
+    networks = single_networks(joint, cfg, label_space)
     images = _images(cfg, label_space, max(arguments.batch) * 4)
     seconds = {size: measure(networks, batches(images, size), arguments.turns) for size in arguments.batch}
     found = sum(len(p.get("scores", ())) for p in joint.predict_tensors(*images)) / len(images[0])
@@ -74,11 +75,9 @@ def main() -> None:
     print(table(rows(networks, seconds)))
 
 
-def single_networks(
-    joint: MultiTaskRCNN, overrides: Sequence[str], label_space: LabelSpace
-) -> dict[str, MultiTaskRCNN]:
+def single_networks(joint: MultiTaskRCNN, cfg: DictConfig, label_space: LabelSpace) -> dict[str, MultiTaskRCNN]:
     """The joint network, each task's own by name, and, if several tasks work on boxes, that of all these; all with the
-    joint network's weights, for inference."""
+    joint network's weights, for inference. `cfg` is the joint network's."""
     tasks = joint.tasks()
     detector = [task.name for task in tasks if isinstance(task, DetectorTask)]
     on_boxes = [task.name for task in tasks if not isinstance(task, ImageTask)]
@@ -89,9 +88,9 @@ def single_networks(
     weights = joint.state_dict()
     networks = {JOINT: joint.eval()}
     for name, chosen in wanted.items():
-        # The experiment may weigh losses of tasks that are not chosen.
-        cfg = config.compose("train", [*overrides, f"tasks=[{','.join(chosen)}]", "balancing.weights=null"])
-        network = build_model(cfg, label_space)
+        own = copy.deepcopy(cfg)
+        own.tasks = OmegaConf.masked_copy(cfg.tasks, chosen)
+        network = build_model(own, label_space)
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
         networks[name] = network.eval()
     return networks

@@ -30,7 +30,7 @@ def test_each_tasks_own_network_predicts_as_the_joint_one(benchmark: ModuleType)
     overrides = ["experiment=all_tasks", "data.root=unused", *NETWORK, "tasks.detection.score_thresh=0.0"]
     cfg = compose("train", overrides)
     tasks, joint = list(cfg.tasks), build_model(cfg, LABEL_SPACE)
-    networks = benchmark.single_networks(joint, overrides, LABEL_SPACE)
+    networks = benchmark.single_networks(joint, cfg, LABEL_SPACE)
     assert set(networks) == {benchmark.JOINT, benchmark.BOXES, *tasks}
     image, size = make_sample(3, (64, 96), 0)["image"], torch.tensor([70, 100])
     (whole,) = joint.predict_tensors([image], [size])

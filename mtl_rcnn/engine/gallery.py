@@ -18,7 +18,14 @@ from mtl_rcnn.engine.data import build_mapper, build_planner, build_prepare, tra
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.inference import evaluation_mode
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
-from mtl_rcnn.visualize.gallery import contact_sheet, draw_prediction, drawing_order, side_by_side, write_image
+from mtl_rcnn.visualize.gallery import (
+    contact_sheet,
+    draw_prediction,
+    drawing_order,
+    is_wide,
+    side_by_side,
+    write_image,
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ def visualize_data(cfg: DictConfig) -> Path:
         drawings.append(draw_sample(sample, targets, label_space.classes, cfg.model.input_format))
         labelled = ", ".join(name for name, has in sample["labelled"].items() if has) or "nothing"
         titles.append(f"{sample['dataset']} {sample['image_id']}: {labelled}")
-    write_image(Path(cfg.picture), contact_sheet(drawings, columns=4, titles=titles))
+    columns = 2 if any(is_wide(drawn) for drawn in drawings) else 4
+    write_image(Path(cfg.picture), contact_sheet(drawings, columns=columns, titles=titles))
     print(f"wrote {cfg.picture}: {len(drawings)} samples, labelled tasks in the titles")
     return Path(cfg.picture)
 

@@ -17,7 +17,7 @@ _GROUND = 245
 """Grey of gaps and title bars."""
 
 _WIDE = 2.5
-"""Times its height: drawings of several panels."""
+"""Width by height of a drawing that has no room beside another."""
 
 
 def draw_prediction(
@@ -66,8 +66,12 @@ def side_by_side(
     truth: np.ndarray, prediction: np.ndarray, titles: tuple[str, str] = ("ground truth", "prediction")
 ) -> np.ndarray:
     """Two (H, W, 3) RGB drawings of one size, each under its title, in one row; wide ones below each other."""
-    wide = truth.shape[1] > _WIDE * truth.shape[0]
-    return contact_sheet([truth, prediction], columns=1 if wide else 2, titles=titles)
+    return contact_sheet([truth, prediction], columns=1 if is_wide(truth) else 2, titles=titles)
+
+
+def is_wide(image: np.ndarray) -> bool:
+    """Whether an (H, W, 3) drawing takes a row of its own, as one of several panels does."""
+    return image.shape[1] > _WIDE * image.shape[0]
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:
