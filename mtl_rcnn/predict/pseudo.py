@@ -21,7 +21,7 @@ from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.label_space import LabelSpace, class_name
 from mtl_rcnn.data.mapper import read_image
 from mtl_rcnn.data.reader import read_dataset
-from mtl_rcnn.data.target import Record, Sample, Target
+from mtl_rcnn.data.target import InstanceTarget, Record, Sample, Target
 from mtl_rcnn.engine.build import build_targets, task_classes
 from mtl_rcnn.engine.data import build_prepare
 from mtl_rcnn.engine.distributed import Ranks
@@ -171,6 +171,16 @@ def _entry(spec: DatasetSpec, job: Job) -> dict[str, Any]:
 def _say(cfg: DictConfig, job: Job, left_out: Mapping[int | str, str]) -> None:
     rows = [(name, tally.added, tally.there, tally.unsure) for name, tally in job.tallies.items()]
     print(tabulate(rows, headers=("task", "labels added", "were there", "not sure enough")))
+    gaps = [
+        name
+        for name, tally in job.tallies.items()
+        if tally.unsure and not isinstance(job.targets[name], InstanceTarget)
+    ]
+    if gaps and cfg.dataset.get("tasks") is not None:
+        print(
+            f"some images are without a label of {', '.join(gaps)}: a data set whose `tasks` name them must have them "
+            "all; lower the threshold, or choose images with `image_ids`"
+        )
     for image_id, reason in left_out.items():
         print(f"left out image {image_id}: {reason}")
     print(f"{len(job.data.images)} images; an entry for data.train is in {Path(cfg.output_dir) / ENTRY}")

@@ -23,6 +23,20 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtl_rcnn.data.attribute_groups import (
+    BINARY,
+    CATEGORICAL,
+    MULTILABEL,
+    SCALAR,
+    VOCABULARY,
+    Group,
+    Labels,
+    any_known,
+    expected_label,
+    mirrored_columns,
+    read_groups,
+    short,
+)
 from mtl_rcnn.data.coco_file import are_numbers
 from mtl_rcnn.data.dataset_spec import suggest
 from mtl_rcnn.data.faults import Fault, Repair, refuse
@@ -47,106 +61,6 @@ from mtl_rcnn.modeling.slots import LossParts, Output, RoiTask, full_precision
 from mtl_rcnn.visualize.canvas import Canvas, color_of
 
 logger = logging.getLogger(__name__)
-
-VOCABULARY = "attributes"
-"""Vocabulary of the groups, and the annotations' field {group: value}."""
-
-CATEGORICAL, MULTILABEL, BINARY, SCALAR = KINDS = ("categorical", "multilabel", "binary", "scalar")
-
-
-@dataclass(frozen=True)
-class Group:
-    """One entry of the vocabulary.
-
-    Attributes:
-        name: of the group.
-        kind: one of `KINDS`.
-        values: names of its values; of a binary group its own name, of a scalar none.
-        start: index of its first value among all groups' values; of a scalar, its index among the scalars.
-        classes: class indices it belongs to.
-        mirror: (len(values),) which value each one becomes in a mirrored image.
-        mean, std: of a scalar, what it is normalised by.
-    """
-
-    name: str
-    kind: str
-    values: tuple[str, ...]
-    start: int
-    classes: frozenset[int]
-    mirror: tuple[int, ...]
-    mean: float = 0.0
-    std: float = 1.0
-
-    @property
-    def columns(self) -> slice:
-        """Of its values, among all groups' values."""
-        return slice(self.start, self.start + len(self.values))
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of its values among all groups' values, such as "colour.red"."""
-        return [self.name] if self.kind == BINARY else [f"{self.name}.{value}" for value in self.values]
-
-
-def read_groups(label_space: LabelSpace, task: str) -> list[Group]:
-    """The groups of the vocabulary `attributes`, in its order, all scalars last.
-
-    An entry is {"name", "type": one of `KINDS`}, with "values": [names] if it is categorical or multilabel, "mean" and
-    "std" if it is a scalar, and, where it does not belong to all, "classes": [names]. "flip_pairs": [[name, name], ...]
-    are values that a mirror swaps.
-
-    Raises:
-        ConfigError: there is no such vocabulary.
-        DataError: an entry of another form; names it.
-    """
-    entries = label_space.vocabulary(VOCABULARY, task)
-    groups: list[Group] = []
-    channels = 0
-    for entry in sorted(entries, key=lambda entry: entry.get("type") == SCALAR):
-        values = _values_of(entry)
-        scalars = sum(group.kind == SCALAR for group in groups)
-        groups.append(
-            Group(
-                name=entry["name"],
-                kind=entry["type"],
-                values=values,
-                start=scalars if entry["type"] == SCALAR else channels,
-                classes=_classes_of(entry, label_space),
-                mirror=_mirror_of(entry, values),
-                mean=_number_of(entry, "mean", 0.0),
-                std=_number_of(entry, "std", 1.0),
-            )
-        )
-        channels += len(values)
-    return groups
-
-
-class Labels:
-    """Reads `attributes` of annotations as numbers: V values of all groups, and S scalars."""
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.groups = {group.name: group for group in groups}
-        self.values = sum(len(group.values) for group in groups)
-        self.scalars = sum(group.kind == SCALAR for group in groups)
-
-    def __call__(self, annotations: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """(N, V) int64: 1 holds, 0 does not, -1 unknown; and (N, S) float64, nan where unknown. Of a form that
-        `AttributeTarget.check` lets through."""
-        values = np.full((len(annotations), self.values), UNKNOWN)
-        scalars = np.full((len(annotations), self.scalars), np.nan)
-        for row, annotation in enumerate(annotations):
-            for name, label in (annotation.get(VOCABULARY) or {}).items():
-                group = self.groups.get(name)
-                if group is None or label is None:
-                    continue
-                if group.kind == SCALAR:
-                    scalars[row, group.start] = label
-                elif group.kind == BINARY:
-                    values[row, group.start] = bool(label)
-                else:
-                    chosen = label if group.kind == MULTILABEL else [label]
-                    values[row, group.columns] = [value in chosen for value in group.values]
-        return values, scalars
 
 
 class AttributeTarget(InstanceTarget):
@@ -173,7 +87,7 @@ class AttributeTarget(InstanceTarget):
         for fault in self.faults(record):
             refuse(fault)
         objects = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
-        known = int(_known(*self.labels(objects)).sum())
+        known = int(any_known(*self.labels(objects)).sum())
         return Coverage(image=self.declared(record) is True or known > 0 or not objects, instances=known)
 
     def faults(self, record: Record) -> Iterator[Fault]:
@@ -190,7 +104,7 @@ class AttributeTarget(InstanceTarget):
                     )
                     yield self._fault("no attributes", text, record, annotation, {})
             elif not isinstance(given, Mapping):
-                text = f"has {VOCABULARY} {_short(given)}: expected an object, group -> value"
+                text = f"has {VOCABULARY} {short(given)}: expected an object, group -> value"
                 yield self._fault("malformed attributes", text, record, annotation, {})
             else:
                 yield from self._value_faults(record, annotation, given)
@@ -208,7 +122,7 @@ class AttributeTarget(InstanceTarget):
         return {
             "gt_attribute_values": torch.from_numpy(values),
             "gt_attribute_scalars": torch.from_numpy(scalars).float(),
-            f"gt_has_{self.name}": torch.from_numpy(_known(values, scalars)),
+            f"gt_has_{self.name}": torch.from_numpy(any_known(values, scalars)),
         }
 
     def as_prediction(self, sample: Sample) -> Prediction:
@@ -282,9 +196,9 @@ class AttributeTarget(InstanceTarget):
             others = ", ".join(self.label_space.classes[index] for index in sorted(group.classes)) or "no class"
             text = f"has the attribute '{name}', but is a '{own}': the attribute belongs to {others}"
             return "attribute of another class", text
-        expected = _wrong_type(group, label)
+        expected = expected_label(group, label)
         if expected:
-            return "attribute of another type", f"has the attribute {name}={_short(label)}: expected {expected}"
+            return "attribute of another type", f"has the attribute {name}={short(label)}: expected {expected}"
         for value in label if group.kind == MULTILABEL else [label] if group.kind == CATEGORICAL else []:
             if value not in group.values:
                 hint = suggest(value, group.values)
@@ -323,6 +237,9 @@ class AttributeEvaluator(Evaluator):
         threshold: from which probability on a multilabel or binary value is said to hold; of a categorical group the
             likeliest holds.
         other_classes: whether the first three are also over classes without groups, which need no attributes.
+
+    Raises:
+        DataError: attributes of the records that are malformed; unknown groups are left aside.
     """
 
     headline = "AP_iou_f1_positive"
@@ -340,6 +257,11 @@ class AttributeEvaluator(Evaluator):
         super().__init__(name, label_space, records)
         self.groups = read_groups(label_space, name)
         self.labels = Labels(self.groups)
+        given = [entry.get(VOCABULARY) for record in records for entry in record["annotations"]]
+        others = {key for labels in given if isinstance(labels, Mapping) for key in labels} - self.labels.groups.keys()
+        self.target = AttributeTarget(name, label_space, ignore=sorted(others))
+        for record in records:  # evaluation sets are not checked before
+            self.target.check(record)
         self.threshold = threshold
         self.other_classes = other_classes
 
@@ -358,7 +280,9 @@ class AttributeEvaluator(Evaluator):
 
     def truth_rows(self, record: Record, annotations: Sequence[Mapping[str, Any]], prediction: Prediction) -> list[Row]:
         """The same of annotated boxes, with `annotation_id`; of those of which anything is known."""
-        known = torch.from_numpy(_known(*self.labels(annotations)))
+        if self.target.declared(record) is False:
+            return []
+        known = torch.from_numpy(any_known(*self.labels(annotations)))
         rows = self.rows(record, {key: value[known] for key, value in prediction.items()})
         ids = [entry["id"] for entry, is_known in zip(annotations, known.tolist()) if is_known]
         return [{**row, "annotation_id": number} for row, number in zip(rows, ids, strict=True)]
@@ -403,9 +327,10 @@ class AttributeEvaluator(Evaluator):
                 given = row.get(key)
                 numbers = [value for value in given if value is not None] if isinstance(given, list) else []
                 if not isinstance(given, list) or len(given) != count or not are_numbers(numbers):
-                    raise DataError(f"{place}: '{key}' is {_short(given)}, expected a list of {count} numbers")
-            if row.get("annotation_id") not in ids:
-                raise DataError(f"{place}: annotation_id {row['annotation_id']!r} is not in the dataset")
+                    raise DataError(f"{place}: '{key}' is {short(given)}, expected a list of {count} numbers")
+            number = row.get("annotation_id")
+            if not isinstance(number, int | str | None) or number not in ids:
+                raise DataError(f"{place}: annotation_id {short(number)} is not in the dataset")
         boxes = Located(
             np.array([row["image_id"] for row in read], dtype=np.int64),
             np.array([row["category_id"] for row in read], dtype=np.int64),
@@ -429,7 +354,8 @@ class AttributeEvaluator(Evaluator):
             for entry in record["annotations"]
             if entry["category_id"] in scored and "bbox" in entry
         ]
-        values, scalars = self.labels([entry for _, entry in entries])
+        unlabelled = {numbers[record["image_id"]] for record in self.records if self.target.declared(record) is False}
+        values, scalars = self.labels([{} if number in unlabelled else entry for number, entry in entries])
         boxes = Located(
             np.array([number for number, _ in entries], dtype=np.int64),
             np.array([entry["category_id"] for _, entry in entries], dtype=np.int64),
@@ -683,7 +609,7 @@ class AttributeTask(RoiTask):
                 known = ", ".join(names) or "none"
                 raise ConfigError(f"{key}: no such scalar group{suggest(name, names)}; there are {known}")
             if not isinstance(pair, list | tuple) or len(pair) != 2 or not are_numbers(pair) or pair[1] <= 0:
-                raise ConfigError(f"{key}={_short(pair)}: expected [mean, standard deviation above 0]")
+                raise ConfigError(f"{key}={short(pair)}: expected [mean, standard deviation above 0]")
         for group in measured:
             if group.name not in given and (group.mean, group.std) == (0.0, 1.0):
                 logger.warning(
@@ -710,11 +636,6 @@ class AttributeTask(RoiTask):
                 total = total + F.cross_entropy(own, truth[known].argmax(dim=1), reduction="sum")
                 count += len(known)
         return total, count
-
-
-def mirrored_columns(groups: Sequence[Group]) -> list[int]:
-    """(V,) which value of all groups each one becomes in a mirrored image."""
-    return [group.start + index for group in groups for index in group.mirror]
 
 
 _TOGETHER = {"AP_iou_f1": 0, "AP_iou_f1_positive": 1, "AP_iou": None}
@@ -747,7 +668,7 @@ class _Annotated:
     @property
     def known(self) -> np.ndarray:
         """(G,) bool: of which objects anything is known."""
-        return _known(self.values, self.scalars) & ~self.crowd
+        return any_known(self.values, self.scalars) & ~self.crowd
 
     def at(self, index: np.ndarray) -> _Annotated:
         ids = [self.ids[number] for number in index.tolist()]
@@ -759,11 +680,6 @@ def _found(encounter: Encounter) -> list[tuple[int, int]]:
     found = find_objects(encounter, None, np.array([0.5]), np.zeros(1))[0, 0]
     hits = np.flatnonzero(found >= 0)
     return list(zip(encounter.detections[hits].tolist(), encounter.objects[found[hits]].tolist()))
-
-
-def _known(values: np.ndarray, scalars: np.ndarray) -> np.ndarray:
-    """(N,) bool: of which anything is known."""
-    return (values != UNKNOWN).any(axis=1) | np.isfinite(scalars).any(axis=1)
 
 
 def _sure(group: Group, probabilities: Sequence[float], threshold: float) -> Any:
@@ -779,78 +695,3 @@ def _sure(group: Group, probabilities: Sequence[float], threshold: float) -> Any
 
 def _percent(share: float, reason: str | None = None) -> Metric:
     return Metric(100 * float(share), reason=reason)
-
-
-def _wrong_type(group: Group, label: Any) -> str:
-    """What was expected in place of a label of another type, "" if it is of the right one."""
-    if group.kind == CATEGORICAL:
-        return "" if isinstance(label, str) else f"one name of {', '.join(group.values)}"
-    if group.kind == MULTILABEL:
-        right = isinstance(label, list | tuple) and all(isinstance(value, str) for value in label)
-        return "" if right else f"a list of names of {', '.join(group.values)}"
-    if group.kind == BINARY:
-        return "" if isinstance(label, bool) else "true or false"
-    return "" if not isinstance(label, bool) and are_numbers([label]) else "a finite number"
-
-
-def _values_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the values of a vocabulary's entry."""
-    kind, values = entry.get("type"), entry.get("values")
-    if kind not in KINDS:
-        raise _entry_fault(entry, f"has the type {kind!r}; expected {', '.join(KINDS)}{suggest(str(kind), KINDS)}")
-    if kind in (BINARY, SCALAR):
-        if values:
-            raise _entry_fault(entry, f"is {kind} and has values; remove them, or give it another type")
-        return (entry["name"],) if kind == BINARY else ()
-    named = isinstance(values, list | tuple) and all(isinstance(value, str) and value for value in values)
-    if not named or len(set(values)) != len(values) or not values:
-        raise _entry_fault(
-            entry, f"is {kind} and has the values {_short(values)}; expected a list of names that differ"
-        )
-    return tuple(values)
-
-
-def _classes_of(entry: Mapping[str, Any], label_space: LabelSpace) -> frozenset[int]:
-    """The class indices that an entry belongs to. A name of no class is told: it may be of a class that was not
-    selected."""
-    names = entry.get("classes")
-    if names is None:
-        return frozenset(range(len(label_space.classes)))
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise _entry_fault(entry, f"has the classes {_short(names)}; expected a list of names")
-    index = label_space.index()
-    for name in names:
-        if name not in index:
-            hint = suggest(name, index)
-            logger.warning(
-                "attribute '%s' belongs to '%s', which is no class of the network%s", entry["name"], name, hint
-            )
-    return frozenset(index[name] for name in names if name in index)
-
-
-def _mirror_of(entry: Mapping[str, Any], values: Sequence[str]) -> tuple[int, ...]:
-    swapped = {name: name for name in values}
-    pairs = entry.get("flip_pairs") or []
-    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not set(pair) <= set(values):
-            raise _entry_fault(entry, f"has the flip_pairs {_short(pairs)}; expected pairs of its values")
-        swapped |= {pair[0]: pair[1], pair[1]: pair[0]}
-    return tuple(list(values).index(swapped[name]) for name in values)
-
-
-def _number_of(entry: Mapping[str, Any], key: str, default: float) -> float:
-    value = entry.get(key, default)
-    if isinstance(value, bool) or not are_numbers([value]) or (key == "std" and value <= 0):
-        raise _entry_fault(
-            entry, f"has the {key} {_short(value)}; expected a number{' above 0' if key == 'std' else ''}"
-        )
-    return float(value)
-
-
-def _entry_fault(entry: Mapping[str, Any], text: str) -> DataError:
-    return DataError(f"vocabulary '{VOCABULARY}': '{entry['name']}' {text}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

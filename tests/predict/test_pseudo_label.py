@@ -262,6 +262,21 @@ def test_maps_of_whole_images_are_the_networks(network: Path, toy: Toy, tmp_path
     assert max(known) > 0
 
 
+def test_images_of_which_nothing_is_sure_are_told(
+    network: Path, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need_tasks("semantic")
+    only = ["only_tasks=[semantic]", "threshold=1"]
+    content_ = json.loads(toy.boxes.read_text())
+    for image in content_["images"]:
+        image.pop("sem_seg_file_name", None)
+    toy.boxes.write_text(json.dumps(content_))
+    folder = label(network, toy, tmp_path / "out", *only, tasks=["detection"])
+    assert "some images are without a label of semantic: a data set whose `tasks` name" in capsys.readouterr().out
+    assert OmegaConf.to_container(OmegaConf.load(folder / "dataset.yaml"))[0]["tasks"] == ["detection"]
+    assert content(folder)["images"] == content_["images"]
+
+
 def test_a_run_trains_on_what_was_labelled(network: Path, toy: Toy, tmp_path: Path) -> None:
     given = {"annotations": None, "classes": None, "reader": {"_target_": "mtl_rcnn.data.reader.ImageFolder"}}
     folder = label(network, toy, tmp_path / "out", "threshold=0.4", **given)

@@ -14,11 +14,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from mtl_rcnn.data.attribute_groups import read_groups
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Prediction
 from mtl_rcnn.errors import ConfigError, DataError
-from mtl_rcnn.tasks.attribute import AttributeEvaluator, AttributeTarget, AttributeTask, read_groups
+from mtl_rcnn.tasks.attribute import AttributeEvaluator, AttributeTarget, AttributeTask
 from mtl_rcnn.visualize.canvas import Canvas
 
 COLOUR = {"name": "colour", "type": "categorical", "values": ["red", "green", "blue"]}
@@ -500,6 +501,24 @@ def test_classes_without_groups_count_by_their_place_if_asked() -> None:
     assert others["AP_iou"].value == pytest.approx(100 * 2 / 3)
 
 
+def test_labels_that_a_data_set_does_not_declare_are_unknown() -> None:
+    records = [RECORDS[0], {**RECORDS[1], "tasks": ("detection",)}]
+    made = AttributeEvaluator("attribute", space(), records)
+    rows = [row for image in RECORDS for row in made.rows(image, truth(image))]
+    assert made.truth_rows(records[1], records[1]["annotations"], truth(RECORDS[1])) == []
+    found = made.metrics(rows)
+    assert found["AP_iou_f1"].value == pytest.approx(100)
+    assert "det/AP/colour.blue" not in found
+
+
+def test_a_malformed_evaluation_set_is_refused() -> None:
+    records = [record({"colour": "purple", "occluded": True})]
+    with pytest.raises(DataError, match="annotation 50 has the attribute colour='purple'"):
+        AttributeEvaluator("attribute", space(), records)
+    records[0]["annotations"][0]["attributes"]["colour"] = "red"
+    AttributeEvaluator("attribute", space(), records)
+
+
 def test_only_chosen_classes_are_scored() -> None:
     made = evaluator()
     made.classes = (1,)
@@ -526,6 +545,7 @@ def test_without_rows_of_a_kind_it_says_so() -> None:
         ({"attribute_scores": [0.1]}, r"results row 1 .*'attribute_scores' is \[0.1\], expected a list of 9 numbers"),
         ({"attribute_scalars": "x"}, "'attribute_scalars' is 'x', expected a list of 2 numbers"),
         ({"annotation_id": 99}, "annotation_id 99 is not in the dataset"),
+        ({"annotation_id": [50]}, r"annotation_id \[50\] is not in the dataset"),
         ({"bbox": [1, 2]}, "'bbox' is"),
     ],
 )
@@ -580,7 +600,8 @@ def test_the_figure_is_fashionpedias_own(number: int) -> None:
             if entry["image_id"] == image["id"]
         ]
         sizes = {"height": image["height"], "width": image["width"]}
-        records.append({"image_id": image["id"], "dataset": "fashion", **sizes, "annotations": annotations})
+        described = {"image_id": image["id"], "dataset": "fashion", "tasks": None, **sizes}
+        records.append({**described, "annotations": annotations})
     space = LabelSpace(tuple({"name": name} for name in classes), {"attributes": (group,)})
     results = [
         {**row, "attribute_scores": values.astype(float).tolist(), "attribute_scalars": []}

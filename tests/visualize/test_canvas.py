@@ -167,19 +167,6 @@ def test_a_note_of_a_box_at_the_lower_border_stays_in_the_drawing():
     assert 260 < rows.min() < rows.max() < 300
 
 
-def test_a_second_raster_is_shown_small_in_the_corner() -> None:
-    canvas = Canvas(np.zeros((60, 90, 3), np.uint8), scale=2)
-    red, blue, green = (np.full((60, 90, 3), color, np.uint8) for color in ((250, 0, 0), (0, 0, 250), (0, 250, 0)))
-    for colors in (red, blue, green):
-        canvas.raster(colors, alpha=0.5)
-    drawn = canvas.image
-    assert drawn.shape == (120, 180, 3)
-    assert drawn[0, 0].tolist() == [125, 0, 0]
-    assert (drawn[80:, 120:] == (0, 0, 250)).all()
-    assert (drawn[80:, 60:120] == (0, 250, 0)).all()
-    assert (drawn[80:, :60] == (125, 0, 0)).all()
-
-
 def test_captions_stand_below_each_other_on_their_colours() -> None:
     canvas = Canvas(np.full((200, 300, 3), 128, np.uint8), scale=1)
     for text, color in (("acm", (255, 0, 0)), ("gjpqy", (0, 255, 0)), ("AT", (0, 0, 255))):
