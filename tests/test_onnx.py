@@ -136,7 +136,7 @@ def test_tasks_on_whole_images_are_refused_with_what_can_be_done() -> None:
     if not whole:
         pytest.skip("this copy of the project has no task on whole images")
     with pytest.raises(
-        ExportError, match=rf"{whole[0]}: tasks on .* export\.tasks=\[detection\]\), or choose .*script"
+        ExportError, match=rf"{whole[0]}: tasks on .* \(export\.tasks=\[detection\]\), or choose .*script"
     ):
         FixedNetwork(tiny_model(["detection", whole[0]]))
     with pytest.raises(ExportError, match=r"no fixed form so far; choose export\.method=trace or script"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from planted import PLANTS, Found, plant_in_coco, spoilt
-from tiny import NETWORK, TASKS
+from tiny import NETWORK, TASKS, need_tasks
 from toy import Toy
 
 from mtl_rcnn.config import compose
@@ -20,6 +20,11 @@ from mtl_rcnn.engine.check import CheckReport, check
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ("detection", "mask", "keypoint")
+
+
+@pytest.fixture(autouse=True)
+def all_tasks() -> None:
+    need_tasks(*ALL)
 
 
 @cache
