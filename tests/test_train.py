@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny import available_tasks, need_tasks, tiny_config
 from toy import Toy
 
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import on_the_way
 from mtl_rcnn.engine.build import task_classes
 from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.replay import first_nonfinite_module, replay
@@ -57,6 +59,18 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
         "batch 1 ranks x 2 images = 2, lr 0.005",
     ):
         assert said in log
+
+
+def test_an_evaluation_that_fails_at_the_end_does_not_cost_the_training(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = toy_config(toy, tmp_path / "run", "solver.checkpoint_period=0", tasks=("detection",))
+    with monkeypatch.context() as broken:
+        broken.setattr(on_the_way, "evaluate", Mock(side_effect=OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            train(cfg)
+    monkeypatch.setattr(Trainer, "run_step", Mock(side_effect=AssertionError("trains again")))
+    assert "toy/detection/AP" in train(cfg).metrics
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ class EvaluationHook(HookBase):
         iteration = self.trainer.iter + 1
         if not is_due(iteration, self.period, self.trainer.max_iter):
             return
+        if iteration == self.trainer.max_iter:
+            self.checkpointer.save(iteration, self.state())  # what fails from here on does not cost the training
         self.metrics = broadcast_object(dict(self.evaluate(iteration)))
         self.writers.write(iteration, {name: metric.value for name, metric in self.metrics.items()}, {})
         if self.early_stop is not None:
