@@ -7,8 +7,9 @@ Every row is a training of its own with the schedule of experiment=fashion; furt
 solver.max_iter, data.side) go to all that are trained. Runs lie in --out and are not trained again, so that rows can be
 added. Scores are those of the evaluation at the end of the training, on the same fifth of the images. The networks of
 one part each are scored together: an image is an exact match if both are right. Inference is the network alone, one
-image at a time, median of many, networks taking turns; the networks of one part need both. CPU time is that of all
-threads, of training and evaluation; on a machine that does other things it tells more than the time on the clock.
+image at a time, a square of the longer side, median of many, networks taking turns; the networks of one part need
+both. CPU time is that of all threads, of training and evaluation; on a machine that does other things it tells more
+than the time on the clock.
 """
 
 from __future__ import annotations

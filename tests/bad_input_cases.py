@@ -306,7 +306,7 @@ CASES = [
          lines(0, polygon=[float("nan"), 4, 60, 4, 60, 16, 4, 16])),
     Case(LINES, "a polygon outside the image", "lies outside the image of 64 x 48 pixels",
          lines(0, polygon=[104, 4, 160, 4, 160, 16, 104, 16])),
-    Case(LINES, "a line that is a text", "line 0 of 'text_lines': its polygon is 'upper'",
+    Case(LINES, "a line that is a text", "line 0 of 'text_lines': is 'upper'; expected an object",
          edit(lambda c: c["images"][0].update(text_lines=["upper"]))),
     Case(LINES, "lines that are no list", "'text_lines' is 'upper'; expected a list",
          edit(lambda c: c["images"][0].update(text_lines="upper"))),

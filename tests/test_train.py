@@ -61,6 +61,38 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
         assert said in log
 
 
+def test_an_evaluation_set_is_scored_for_the_tasks_that_it_declares(toy: Toy, tmp_path: Path) -> None:
+    need_tasks("mask")
+
+    def config(folder: str, declared: str) -> DictConfig:
+        cfg = toy_config(toy, tmp_path / folder, "solver.max_iter=1", "solver.steps=[]", tasks=("detection", "mask"))
+        with open_dict(cfg):
+            cfg.data.val[0].tasks = [declared]
+        return cfg
+
+    names = set(train(config("run", "detection")).metrics)
+    assert "toy/detection/AP" in names
+    assert not any(name.startswith("toy/mask/") for name in names)
+    with pytest.raises(
+        ConfigError, match=r"'toy' declares tasks: \[depth\], and the network has detection, mask: noth"
+    ):
+        train(config("other", "depth"))
+
+
+def test_faulty_labels_of_an_evaluation_set_are_told_before_anything_trains(toy: Toy, tmp_path: Path) -> None:
+    need_tasks("image_label")
+    cfg = toy_config(toy, tmp_path / "run", tasks=("image_label",))
+    content = json.loads(toy.boxes.read_text())
+    content["images"][0]["image_labels"] = ["no such label"]
+    spoilt = tmp_path / "spoilt.json"
+    spoilt.write_text(json.dumps(content))
+    with open_dict(cfg):
+        cfg.data.val[0].annotations = [str(spoilt)]
+    with pytest.raises(DataError, match="names 'no such label', which the data set's vocabulary"):
+        train(cfg)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_an_evaluation_that_fails_at_the_end_does_not_cost_the_training(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,8 @@
     quadrilaterals  377,117,463,117,465,130,378,130,Genaxis Theatre   ICDAR 2015: x1,y1,...,x4,y4,transcription
     boxes           38, 43, 920, 215, "Tiredness"                     ICDAR 2013: left, top, right, bottom; or no commas
 
-A transcription may hold commas; `###` says "do not care". A file may begin with a byte order mark.
+A transcription may hold commas, and all else but a line break; `###` says "do not care". A file may begin with a byte
+order mark.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def read_lines(path: Path, form: str, report: Sink) -> Iterator[dict[str, Any]]:
         report(Fault("not UTF-8", f"{path}: is not UTF-8 text ({error}); save it as UTF-8", str(path)))
         return
     pattern, expected = _FORMS[form]
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(re.split(r"\r?\n|\r", content), 1):
         if not line.strip():
             continue
         match = pattern.fullmatch(line)
@@ -84,7 +85,7 @@ def read_lines(path: Path, form: str, report: Sink) -> Iterator[dict[str, Any]]:
             report(Fault("malformed line", text, str(path)))
             continue
         *numbers, transcription = match.groups()
-        ignore = transcription == DO_NOT_CARE
+        ignore = transcription.strip().strip('"') == DO_NOT_CARE
         yield {"polygon": _polygon([float(n) for n in numbers]), "transcription": transcription, "ignore": ignore}
 
 

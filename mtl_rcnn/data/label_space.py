@@ -106,7 +106,15 @@ def merge_categories(per_dataset: Mapping[str, Sequence[Category]], aliases: Map
     for dataset, categories in per_dataset.items():
         for category in sorted(categories, key=lambda entry: entry.get("id", 0)):
             name = class_name(category, aliases)
-            _unite(merged.setdefault(name, {"name": name}), category, f"class {name!r}", dataset, origin)
+            into = merged.setdefault(name, {"name": name})
+            _unite(
+                into,
+                category,
+                f"class {name!r}",
+                dataset,
+                origin,
+                "give one of the classes another name with data.aliases",
+            )
     return LabelSpace(tuple(merged.values()))
 
 
@@ -129,7 +137,9 @@ def merge_vocabularies(
             for entry in entries:
                 name = entry["name"]
                 into = merged.setdefault(vocabulary, {}).setdefault(name, {"name": name})
-                _unite(into, entry, f"{vocabulary} {name!r}", dataset, origin)
+                _unite(
+                    into, entry, f"{vocabulary} {name!r}", dataset, origin, "rename one of the two in its vocabulary"
+                )
                 if same_ids and into.setdefault("id", entry["id"]) != entry["id"]:
                     raise DataError(
                         f"{dataset}: {vocabulary} {name!r} has the id {entry['id']!r}, in another file of the same "
@@ -139,7 +149,12 @@ def merge_vocabularies(
 
 
 def _unite(
-    into: dict[str, Any], entry: Mapping[str, Any], named: str, dataset: str, origin: dict[tuple[str, str], str]
+    into: dict[str, Any],
+    entry: Mapping[str, Any],
+    named: str,
+    dataset: str,
+    origin: dict[tuple[str, str], str],
+    remedy: str,
 ) -> None:
     """Adds an entry's fields to what it is united with. `origin` remembers which dataset gave each (named, field)."""
     for key, value in entry.items():
@@ -150,9 +165,8 @@ def _unite(
             origin[named, key] = dataset
         elif into[key] != value and key not in LOCAL_FIELDS:
             raise DataError(
-                f"{named}: datasets {origin[named, key]!r} and {dataset!r} contradict each other in the "
-                f"category's field {key!r} ({_short(into[key])} / {_short(value)}); make them equal in the JSON, "
-                "or give one of the classes another name with data.aliases"
+                f"{named}: datasets {origin[named, key]!r} and {dataset!r} contradict each other in the field {key!r} "
+                f"({_short(into[key])} / {_short(value)}); make them equal, or {remedy}"
             )
 
 

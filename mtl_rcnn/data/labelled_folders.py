@@ -9,7 +9,7 @@ reader:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class LabelledFolders(DatasetReader):
             }
             for entry in image_entries(root, chosen, report)
         ]
-        return coco_data(root, entries, vocabularies={VOCABULARY: vocabulary})
+        return coco_data(root, entries, vocabularies={VOCABULARY: vocabulary}, notes=_left_aside(root, images))
 
     def _folders(self, root: Path, dataset: str, report: Sink) -> dict[str, list[str]]:
         """Folder -> its words, sorted by name; hidden folders do not count."""
@@ -146,6 +146,20 @@ class LabelledFolders(DatasetReader):
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _left_aside(root: Path, images: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """What lies in the folders and is no image by its name, further folders among it."""
+    others = [
+        str(path.relative_to(root))
+        for folder, taken in images.items()
+        for path in sorted((root / folder).iterdir())
+        if path not in set(taken) and not path.name.startswith(".")
+    ]
+    if not others:
+        return ()
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return (f"{len(others)} entries of the folders are no {'/'.join(IMAGE_SUFFIXES)} files and left aside: {shown}",)
 
 
 def _draw(seed: int, name: str) -> bytes:

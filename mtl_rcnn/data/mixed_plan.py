@@ -38,7 +38,8 @@ def mixing_shares(mixing: Mapping[str, Any], samples: Mapping[str, float]) -> di
         weights = {name: float(mixing["ratios"][name]) for name in samples}
     else:
         temperature = {"proportional": 1.0, "sqrt": 2.0, "uniform": np.inf}.get(method, mixing["temperature"])
-        weights = {name: float(number) ** (1.0 / temperature) for name, number in samples.items()}
+        most = max(samples.values())  # of the largest the weight is 1: no power of any temperature overflows
+        weights = {name: float(number / most) ** (1.0 / temperature) for name, number in samples.items()}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 

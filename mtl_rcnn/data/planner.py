@@ -36,7 +36,8 @@ class Plan(ABC):
 
     @abstractmethod
     def replacement(self, sample_index: int, attempt: int) -> int:
-        """Record to take for sample n when `attempt` records before it (>= 1) could not be read: no record twice."""
+        """Record to take for sample n when `attempt` records before it (>= 1) could not be read: no record twice,
+        though the lost one may be among them, and is then lost again."""
 
     def rank_slice(self, index: int, rank: int, world: int) -> list[Slot]:
         """The part of batch `index` that one of `world` ranks computes. All ranks' parts in a row are the batch.

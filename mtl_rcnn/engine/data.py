@@ -10,6 +10,7 @@ from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
+from mtl_rcnn.data.coverage import label_table
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
@@ -22,6 +23,7 @@ from mtl_rcnn.data.views import ViewMapper, Views
 from mtl_rcnn.engine.build import build_evaluators
 from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.evaluation.evaluator import Evaluator
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
 
@@ -153,23 +155,47 @@ def evaluation_sets(
     datasets: list[Dataset],
     label_space: LabelSpace,
     ranks: Ranks,
-    targets: Mapping[str, Target] | None = None,
+    targets: Mapping[str, Target],
+    *,
+    losses: bool = False,
     views: Views | None = None,
 ) -> list[EvaluationSet]:
-    """Loader and evaluators of every evaluation set; with `targets` also a loader of samples with labels; with `views`
-    the first loader gives samples of views."""
+    """Loader and evaluators of every evaluation set: of the tasks that it declares, or all where it declares none.
+
+    Args:
+        targets: of all selected tasks; they check every label now, not at the first evaluation.
+        losses: also a loader of samples with labels.
+        views: of test-time augmentation: the first loader gives samples of these.
+
+    Raises:
+        DataError: a faulty label.
+        ConfigError: a data set that declares none of the tasks.
+    """
 
     def loader(dataset: Dataset, mapper: Mapper | ViewMapper) -> Loader:
         return build_eval_loader(dataset.records, mapper, ranks.rank, ranks.world, cfg.data.workers)
 
+    label_table(datasets, targets)
     plain = build_mapper(cfg, {}, training=False) if views is None else ViewMapper(views, cfg.data.on_error)
-    labelling = None if targets is None else build_mapper(cfg, targets, training=False, labels=True)
+    labelling = build_mapper(cfg, targets, training=False, labels=True)
     return [
         EvaluationSet(
             dataset.name,
             loader(dataset, plain),
-            build_evaluators(cfg, label_space, dataset.records),
-            None if labelling is None else loader(dataset, labelling),
+            _declared_evaluators(cfg, label_space, dataset),
+            loader(dataset, labelling) if losses else None,
         )
         for dataset in datasets
     ]
+
+
+def _declared_evaluators(cfg: DictConfig, label_space: LabelSpace, dataset: Dataset) -> dict[str, Evaluator]:
+    evaluators = build_evaluators(cfg, label_space, dataset.records)
+    declared = dataset.records[0]["tasks"]
+    kept = {name: evaluator for name, evaluator in evaluators.items() if declared is None or name in declared}
+    if not kept:
+        raise ConfigError(
+            f"data.val: dataset {dataset.name!r} declares tasks: [{', '.join(declared)}], and the network has "
+            f"{', '.join(evaluators)}: nothing is left to evaluate; remove it from data.val, or correct its `tasks`"
+        )
+    return kept

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.keys import nearest
+from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_views, evaluation_sets, val_datasets
 from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
 from mtl_rcnn.engine.inspection import Inspection
@@ -38,7 +39,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         _adapt(restored.cfg, cfg)
         views = build_views(restored.cfg, cfg.tta)
         datasets = val_datasets(restored.cfg, restored.label_space)
-        sets = evaluation_sets(restored.cfg, datasets, restored.label_space, ranks, views=views)
+        targets = build_targets(restored.cfg, restored.label_space)
+        sets = evaluation_sets(restored.cfg, datasets, restored.label_space, ranks, targets, views=views)
         if not sets:
             raise ConfigError("val: the run has no evaluation set of its own; give one, as data.val of a training run")
         folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent / "evaluation"

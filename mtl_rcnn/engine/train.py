@@ -19,7 +19,6 @@ from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import check_useful, label_table
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.repeat import repeat_report
-from mtl_rcnn.data.target import Target
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
@@ -90,7 +89,8 @@ def train(cfg: DictConfig) -> Outcome:
         check_useful(table, datasets)
         if ranks.is_main:
             write_labels(folder, table)
-        sets = _evaluation_sets(cfg, targets, label_space, ranks)
+        evaluated = val_datasets(cfg, label_space)
+        sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
         model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
         optimizer = build_optimizer(model, cfg.solver)
@@ -160,16 +160,6 @@ def _run(
         final_report(cfg, trainer, label_space, folder)
     check_expected(metrics, cfg.expected)
     return Outcome(dict(metrics), folder)
-
-
-def _evaluation_sets(
-    cfg: DictConfig, targets: Mapping[str, Target], label_space: LabelSpace, ranks: Ranks
-) -> list[EvaluationSet]:
-    datasets = val_datasets(cfg, label_space)
-    if not cfg.solver.val_losses:
-        return evaluation_sets(cfg, datasets, label_space, ranks)
-    label_table(datasets, targets)  # a faulty label is told before the training, not at the first evaluation
-    return evaluation_sets(cfg, datasets, label_space, ranks, targets)
 
 
 def resolved(cfg: DictConfig) -> DictConfig:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +18,7 @@ from mtl_rcnn.data.image_file import upright_rgb
 from mtl_rcnn.errors import UnreadableImageError
 
 TIMEOUT = 20.0
-"""Seconds without an answer, and for the whole of one."""
+"""Seconds without a part of an answer, and for the whole of a file."""
 MAX_BYTES = 64 * 2**20
 _SCHEMES = ("http", "https")
 _CHUNK = 1 << 16
@@ -25,7 +26,7 @@ _CHUNK = 1 << 16
 
 def is_url(text: str) -> bool:
     """Whether a text is an address rather than a path."""
-    return urllib.parse.urlsplit(text).scheme.lower() in _SCHEMES
+    return text.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
 
 
 def url_name(url: str) -> str:
@@ -38,8 +39,8 @@ def read_url(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
     """(H, W, 3) uint8 RGB, turned upright as its EXIF orientation says. Nothing is written to the disk.
 
     Args:
-        url: http or https; redirections are followed.
-        timeout: seconds to wait for each part of the answer, and for all of it.
+        url: http or https; redirections to such are followed.
+        timeout: seconds to wait for each part of an answer, and for the whole file once it begins to come.
         max_bytes: of the file.
 
     Raises:
@@ -64,7 +65,7 @@ def read_url(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
 def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "mtl-rcnn", "Accept": "image/*"})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as answer:
             return _body(answer, url, timeout, max_bytes)
     except urllib.error.HTTPError as error:
         raise UnreadableImageError(f"{url}: the server answers {error.code} ({error.reason})") from None
@@ -76,6 +77,15 @@ def _fetch(url: str, timeout: float, max_bytes: int) -> bytes:
         raise UnreadableImageError(f"{url}: cannot be reached ({error.reason})") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UnreadableImageError(f"{url}: cannot be read ({error or type(error).__name__})") from None
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Stays with http and https: the library would also go on to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not is_url(newurl):
+            raise urllib.error.URLError(f"it redirects to {newurl}; expected http or https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _body(answer: http.client.HTTPResponse, url: str, timeout: float, max_bytes: int) -> bytes:

@@ -141,7 +141,8 @@ class Job:
 
     def _label_image(self, name: str, record: Record, label: WrittenLabel | None, files: LabelFiles) -> None:
         tally, entry = self.tallies[name], self.data.images[record["image_id"]]
-        fields = {} if label is None else {**label.image, **label.maps}
+        # Of a map its file counts: the scale of all maps of a data set may stand on images that have none.
+        fields = {} if label is None else label.maps or label.image
         if self.targets[name].check(record).image or any(entry.get(key) is not None for key in fields):
             tally.there += 1
         elif not fields:

@@ -8,6 +8,7 @@ leave out what is only padding. A hidden layer, where there is one, works at eac
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -166,17 +167,23 @@ class ImageLabelEvaluator(Evaluator):
         return [{"image_id": record["image_id"], "label_scores": dict(zip(self.target.names, scores, strict=True))}]
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
-        """Of the labelled images; one without a row has score 0 for every label."""
+        """Of the labelled images; one without a row has score 0 for every label, and none of them holds."""
         given = {row["image_id"]: self._scores(row) for row in rows}
         identity = Geometry.identity(1, 1)
         truths = [(r["image_id"], label) for r in self.records if (label := self.target.load(r, identity)) is not None]
         if not truths or not given:
             reason = "no image of the data set is labelled" if not truths else "no predictions"
             return {name: Metric(0.0, reason=reason) for name in ("exact_match", "binary_accuracy", "mAP")}
+        seen = np.array([image_id in given for image_id, _ in truths])
         nothing = np.zeros(len(self.target.names))
         scores = np.stack([given.get(image_id, nothing) for image_id, _ in truths])
         truth = np.stack([label.numpy() for _, label in truths])
-        return multilabel_metrics(Decisions(scores, self._chosen(scores), truth), self.target.names)
+        decisions = Decisions(scores, self._chosen(scores) & seen[:, None], truth)
+        metrics = multilabel_metrics(decisions, self.target.names)
+        if seen.all():
+            return metrics
+        reason = f"{(~seen).sum()} of {len(seen)} labelled images have no prediction, which counts as no label"
+        return {name: replace(metric, reason=metric.reason or reason) for name, metric in metrics.items()}
 
     def _chosen(self, scores: np.ndarray) -> np.ndarray:
         """(N, C) bool of (N, C) scores."""
@@ -286,7 +293,8 @@ class ImageLabelTask(ImageTask):
     def log_softmax(self, logits: Tensor) -> Tensor:
         """(B, C) logits -> (B, C) logarithms of probabilities that sum to 1 over the labels of each part."""
         totals = logits[:, :, None].masked_fill(~self.part_of, float("-inf")).logsumexp(dim=1)
-        return logits - totals @ self.part_of.to(logits.dtype).t()
+        # No matrix product: autocast would make it one of half precision.
+        return logits - torch.where(self.part_of, totals[:, None, :], torch.zeros_like(totals[:1, None, :])).sum(dim=2)
 
     def _per_part(self, logits: Tensor, truth: Tensor) -> Tensor:
         holds, unknown = ((truth == value)[:, :, None] & self.part_of for value in (1, UNKNOWN))

@@ -54,9 +54,9 @@ class SemanticTarget(ImageTarget):
 
     def check(self, record: Record) -> Coverage:
         """Looks at the file's head alone. DataError: it is declared and missing, no image of one value per pixel, or of
-        another size than its image."""
+        another size than its image; the dataset does not say what the values mean, or gives a class no usable id."""
         labelled = is_labelled(record, FIELD, self.declared(record))
-        if labelled and (fault := find_fault(record, FIELD, self.name)):
+        if labelled and (fault := find_fault(record, FIELD, self.name) or _ids_fault(record, self.ignore_label)):
             refuse(fault)
         return Coverage(image=labelled)
 
@@ -64,7 +64,7 @@ class SemanticTarget(ImageTarget):
         """What `check` refuses; files that cannot be decoded, or hold a value that is no class."""
         if not is_labelled(record, FIELD, self.declared(record)):
             return
-        if fault := find_fault(record, FIELD, self.name):
+        if fault := find_fault(record, FIELD, self.name) or _ids_fault(record, self.ignore_label):
             yield fault
             return
         try:
@@ -268,12 +268,9 @@ def read_classes(record: Record, task: str, ignore_label: int | None) -> np.ndar
     Raises:
         DataError: see `label_map.read_map`; the dataset does not say what the values mean, or a value means nothing.
     """
-    index = _index_of(record)
-    values = read_map(record, FIELD, task)
-    if not index or ignore_label in index:
-        what = "nothing says what its values mean" if not index else f"id {ignore_label} is also `ignore_label`"
-        text = f"{what}: list the dataset's classes with their ids in its vocabulary '{VOCABULARY}'"
-        refuse(label_fault("class map without classes", text, record, record[FIELD]))
+    if fault := _ids_fault(record, ignore_label):
+        refuse(fault)
+    index, values = _index_of(record), read_map(record, FIELD, task)
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         text = f"values from {values.min():g} to {values.max():g} of {values.dtype}: expected class ids of 8 or 16 bits"
         refuse(label_fault("class map of no classes", text, record, record[FIELD]))
@@ -290,6 +287,22 @@ def read_classes(record: Record, task: str, ignore_label: int | None) -> np.ndar
         )
         refuse(label_fault("unknown class id", text, record, record[FIELD]))
     return classes
+
+
+def _ids_fault(record: Record, ignore_label: int | None) -> Fault | None:
+    """What is wrong with the ids that the dataset gives its classes."""
+    index = _index_of(record)
+    odd = [key for key in index if type(key) is not int or not 0 <= key <= np.iinfo(np.uint16).max]
+    if not index:
+        what = "nothing says what its values mean"
+    elif odd:
+        what = f"a class has the id {odd[0]!r}, expected a whole number from 0 to {np.iinfo(np.uint16).max}"
+    elif ignore_label in index:
+        what = f"id {ignore_label} is also `ignore_label`"
+    else:
+        return None
+    text = f"{what}: list the dataset's classes with their ids in its vocabulary '{VOCABULARY}'"
+    return label_fault("class map without classes", text, record, record[FIELD])
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

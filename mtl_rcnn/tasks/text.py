@@ -69,8 +69,8 @@ class TextTarget(ImageTarget):
         """Counts the lines to be found. DataError: see `faults`."""
         for fault in self.faults(record):
             refuse(fault)
-        lines = [] if self.declared(record) is False else record.get(FIELD) or []
-        return Coverage(image=self._labelled(record), instances=sum(not line.get("ignore") for line in lines))
+        lines = record[FIELD] if self.labelled(record) else []
+        return Coverage(image=self.labelled(record), instances=sum(not line.get("ignore") for line in lines))
 
     def faults(self, record: Record) -> Iterator[Fault]:
         """Lines that are declared and missing, of a wrong form or outside the image; such without area are doubtful."""
@@ -84,15 +84,16 @@ class TextTarget(ImageTarget):
         elif lines is not None and not isinstance(lines, list):
             yield _fault("malformed lines", f"{place}: '{FIELD}' is {_short(lines)}; expected a list", record)
         for number, line in enumerate(lines if isinstance(lines, list) else []):
-            polygon = line.get("polygon") if isinstance(line, Mapping) else line
-            text, fatal = _polygon_fault(polygon, record["height"], record["width"])
+            text, fatal = f"is {_short(line)}; expected an object with a 'polygon'", True
+            if isinstance(line, Mapping):
+                text, fatal = _polygon_fault(line.get("polygon"), record["height"], record["width"])
             if text:
                 text = f"{place}, line {number} of '{FIELD}': {text}"
                 yield _fault("malformed line" if fatal else "line without area", text, record, fatal)
 
     def load(self, record: Record, geometry: Geometry) -> Lines | None:
         """The lines in the network frame; such as are more than half outside, or without area, are ignored."""
-        if not self._labelled(record):
+        if not self.labelled(record):
             return None
         lines = record[FIELD]
         points = [upright(geometry.points(corners(line["polygon"]))) for line in lines]
@@ -122,7 +123,8 @@ class TextTarget(ImageTarget):
         for index, (polygon, score) in enumerate(zip(prediction["text_polygons"], prediction["text_scores"].tolist())):
             canvas.polygon(polygon.tolist(), "" if score == 1 else f"{score:.2f}", color_of(index))
 
-    def _labelled(self, record: Record) -> bool:
+    def labelled(self, record: Record) -> bool:
+        """Whether the image's lines are known, and the data set does not say that they are none of its business."""
         return self.declared(record) is not False and record.get(FIELD) is not None
 
 
@@ -139,7 +141,8 @@ class TextEvaluator(Evaluator):
     def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
         """Of all images that are labelled. DataError: a row without a polygon of 8 numbers."""
         found = self._by_image(rows)
-        labelled = [record for record in self.records if isinstance(record.get(FIELD), list)]
+        target = TextTarget(self.name, self.label_space)
+        labelled = [record for record in self.records if target.labelled(record)]
         lines = sum(not line.get("ignore") for record in labelled for line in record[FIELD])
         reason = "no lines to be found" if not lines else None if rows else "no predictions"
         metrics = {}

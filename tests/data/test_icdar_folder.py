@@ -60,6 +60,14 @@ def test_boxes_with_commas_and_without_in_a_folder_of_their_own(folder: Path, tm
     ]
 
 
+def test_no_character_but_a_line_break_ends_a_line_and_do_not_care_may_be_dressed(folder: Path) -> None:
+    text = '1,2,9,2,9,8,1,8,one\u2028word\x0c\r\n1,2,9,2,9,8,1,8,### \n1,2,9,2,9,8,1,8,"###"\n'
+    (folder / "gt_img_2.txt").write_bytes(text.encode())
+    lines = read_dataset(spec(folder, READER)).images[1]["text_lines"]
+    assert [line["ignore"] for line in lines] == [False, True, True]
+    assert lines[0]["transcription"] == "one\u2028word\x0c"
+
+
 @pytest.mark.parametrize("line", ["1,2,3,4,5,6,7,word", "1,2,3,4,5,6,x,8,word", "1,2,3,4,5,6,7,8"])
 def test_a_malformed_line_is_named(folder: Path, line: str) -> None:
     with (folder / "gt_img_2.txt").open("a") as file:

@@ -69,6 +69,15 @@ def test_words_become_labels_in_a_stable_order(folders: Path) -> None:
     assert LabelSpace.from_state(json.loads(json.dumps(space.state()))).vocabularies == space.vocabularies
 
 
+def test_what_is_no_image_is_left_aside_and_said(folders: Path) -> None:
+    (folders / "red_dress" / "more").mkdir()
+    (note,) = read(folders).notes
+    assert note.startswith("4 entries of the folders are no ")
+    assert note.endswith(
+        f"files and left aside: {', '.join(['blue_dress/notes.txt', 'blue_shirt/notes.txt'])}, red_dress/more, ..."
+    )
+
+
 def test_the_split_is_a_function_of_the_seed_and_the_names(folders: Path) -> None:
     train, val = read(folders, split="train"), read(folders, split="val")
     assert not files(train) & files(val)

@@ -49,6 +49,8 @@ def test_shares_follow_their_formulas() -> None:
         found = mixing_shares({"method": method, "temperature": None, "ratios": {}, **values}, samples)
         assert list(found) == list(samples)
         np.testing.assert_allclose(list(found.values()), np.array(weights) / np.sum(weights), rtol=1e-12)
+    cold = mixing_shares({"method": "temperature", "temperature": 0.01, "ratios": {}}, {"large": 3000, "small": 1})
+    assert cold == {"large": 1.0, "small": 0.0}
     assert mixing_shares({"method": "sqrt", "temperature": None, "ratios": {}}, {"alone": 7}) == {"alone": 1.0}
 
 

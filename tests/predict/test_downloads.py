@@ -65,6 +65,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return
         elif path == "/away.png":
             self._answer(302, b"", {"Location": "file:///etc/hostname"})
+        elif path == "/elsewhere.png":
+            self._answer(302, b"", {"Location": "ftp://127.0.0.1/image.png"})
         elif path in ("/image.png", "/sub/image.png"):
             self._answer(200, PNG)
         else:
@@ -111,6 +113,7 @@ def test_an_image_comes_as_it_is(server: str, path: str) -> None:
         ("/silent.png", r"no answer within 0\.5 s"),
         ("/slow.png", r"not complete within 0\.5 s"),
         ("/away.png", r"/away\.png: "),
+        ("/elsewhere.png", r"redirects to ftp://127\.0\.0\.1/image\.png; expected http or https"),
     ],
 )
 def test_what_is_no_image_is_told_with_its_address(server: str, path: str, said: str) -> None:
@@ -126,6 +129,8 @@ def test_a_host_that_does_not_answer() -> None:
         read_url(f"http://127.0.0.1:{port}/a.png")
     with pytest.raises(UnreadableImageError, match=r"http:///a\.png: cannot be re"):
         read_url("http:///a.png")
+    with pytest.raises(UnreadableImageError, match=r"http://\[::1/a\.png: cannot be re"):
+        read_url("http://[::1/a.png")
 
 
 def test_addresses_are_a_source_like_files(server: str, tmp_path: Path) -> None:

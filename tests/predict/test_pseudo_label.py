@@ -234,7 +234,7 @@ def test_maps_of_whole_images_are_the_networks(network: Path, toy: Toy, tmp_path
     own = next(image for image in before["images"] if image["id"] == 11)
     for image in before["images"]:
         if image["id"] != 11:  # one is labelled already
-            for key in ("sem_seg_file_name", "depth_file_name", "depth_scale"):
+            for key in ("sem_seg_file_name", "depth_file_name"):  # a scale without a map is none
                 image.pop(key, None)
     toy.boxes.write_text(json.dumps(before))
     folder = label(network, toy, tmp_path / "out", "only_tasks=[semantic,depth]", "+thresholds.semantic=0.4")

@@ -170,6 +170,16 @@ def test_losses_equal_numpy(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sigmoid", "softmax_per_part"])
+def test_under_autocast_losses_of_what_the_network_said_are_those_of_full_precision(mode: str) -> None:
+    task, labels = network(mode), [torch.tensor([1, 1, 0, 0, 0])] * 4
+    raw = 7.32 * (2 * torch.stack(labels)[:, :, None, None].float() - 1).repeat(1, 1, 2, 3)
+    expected, _ = task.losses(raw, labels, [(16, 24)] * 4)["cross_entropy"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = task.losses(raw, labels, [(16, 24)] * 4)["cross_entropy"]
+    assert found.item() == expected.item() > 0
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax_per_part"])
 def test_without_labels_nothing_is_learned(mode: str) -> None:
     task, features = network(mode), pyramid()
     total, count = task.losses(task(features)[:0], [], [])["cross_entropy"]
@@ -310,6 +320,15 @@ def test_under_softmax_the_best_label_of_each_part_holds() -> None:
     assert sigmoid["exact_match"].value == 0.0
     assert sigmoid["binary_accuracy"].value == pytest.approx(80.0)
     assert softmax["exact_match"].value == 100.0
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax_per_part"])
+def test_an_image_without_prediction_has_no_label_right(mode: str) -> None:
+    records = [record(["red", "dress"]), record(["red", "dress"], image_id=4)]
+    row = {"image_id": 3, "label_scores": dict(zip(NAMES, [0.9, 0.9, 0.1, 0.1, 0.1]))}
+    found = ImageLabelEvaluator("words", SPACE, records, mode=mode).metrics([row])
+    assert found["exact_match"].value == 50.0
+    assert "1 of 2 labelled images have no prediction" in found["exact_match"].reason
 
 
 def test_an_evaluation_of_nothing_says_so() -> None:

@@ -106,8 +106,16 @@ def test_presence_decides_unless_the_dataset_declares(tmp_path: Path) -> None:
             {"vocabularies": {"sem_seg_classes": {0: 0, 255: 1}}},
             "id 255 is also `ignore_label`",
         ),
+        *(
+            (
+                np.zeros((HEIGHT, WIDTH), np.uint8),
+                {"vocabularies": {"sem_seg_classes": {0: 0, odd: 1}}},
+                f"a class has the id {odd!r}, expected a whole number from 0 to 65535",
+            )
+            for odd in (-1, 70000, "road")
+        ),
     ],
-    ids=["unknown id", "size", "colours", "no vocabulary", "ambiguous"],
+    ids=["unknown id", "size", "colours", "no vocabulary", "ambiguous", "negative", "large", "text"],
 )
 def test_a_map_that_does_not_fit_names_the_image_and_the_file(
     values: np.ndarray, fields: dict[str, Any], said: str, tmp_path: Path

@@ -102,7 +102,8 @@ def test_what_is_labelled() -> None:
         ([line([300.0, 5, 330, 5, 330, 9, 300, 9])], "lies outside the image of 192 x 128 pixels"),
         ([line([5.0, 5, 1e6, 5, 30, 9, 5, 9])], "from (5, 5) to (1e+06, 9), reaches far beyond the image of 192"),
         ([line(["a"] * 8)], "not finite"),
-        ([7], "its polygon is 7"),
+        ([7], "line 0 of 'text_lines': is 7; expected an object with a 'polygon'"),
+        ([HORIZONTAL], "line 0 of 'text_lines': is ["),
         ({}, "'text_lines' is {}; expected a list"),
     ],
 )
