@@ -40,7 +40,7 @@ def make_trainer(
     return Trainer(
         distribute(model, ranks),
         balancer,
-        torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.01, momentum=0.9),
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         LrSchedule(lr=options.pop("lr", 0.01), max_iter=100),
         iter(batches),
         ranks,

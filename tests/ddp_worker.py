@@ -50,7 +50,7 @@ def train(pattern: str, ranks: Ranks) -> dict[str, Any]:
         reduced = reduce_losses(sums, mine, ranks)
         values = reduced.values
         optimizer.zero_grad()
-        balancer(reduced.losses, reduced.valid).backward()
+        balancer(reduced.losses, reduced.values, reduced.valid).backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
         optimizer.step()
     return {"model": model.state_dict(), "values": values}

@@ -62,7 +62,7 @@ class Run:
         assert list(sums) == self.mixed.model.loss_names()
         assert not reduced.faulty_ranks
         self.optimizer.zero_grad()
-        self.balancer(reduced.losses, reduced.valid).backward()
+        self.balancer(reduced.losses, reduced.values, reduced.valid).backward()
         assert all(p.grad is not None for p in self.mixed.model.parameters() if p.requires_grad)
         self.optimizer.step()
         return reduced.values

@@ -1,6 +1,22 @@
 """Balancing: from the losses of all tasks to one scalar. Weights live here and nowhere else."""
 
-from mtl_rcnn.balancing.scalarizer import Scalarizer
+from mtl_rcnn.balancing.dwa import DynamicWeightAverage
+from mtl_rcnn.balancing.famo import FAMO
+from mtl_rcnn.balancing.geometric_mean import GeometricMean
+from mtl_rcnn.balancing.imtl_l import IMTLL
+from mtl_rcnn.balancing.rlw import RandomLossWeighting
+from mtl_rcnn.balancing.scalarizer import LearnedScalarizer, Scalarizer
+from mtl_rcnn.balancing.uncertainty import UncertaintyWeighting
 from mtl_rcnn.balancing.weighted_sum import WeightedSum
 
-__all__ = ["Scalarizer", "WeightedSum"]
+__all__ = [
+    "FAMO",
+    "IMTLL",
+    "DynamicWeightAverage",
+    "GeometricMean",
+    "LearnedScalarizer",
+    "RandomLossWeighting",
+    "Scalarizer",
+    "UncertaintyWeighting",
+    "WeightedSum",
+]

@@ -181,7 +181,7 @@ def _trainer(
     schedule = LrSchedule(lr=float(solver.lr), max_iter=steps, name="multistep", warmup_iters=min(3, steps))
     return Trainer(
         distribute(model, ranks),
-        build_balancer(cfg, model, None).to(ranks.device),
+        build_balancer(cfg, model, None),
         build_optimizer(model, solver),
         replace(schedule, warmup_factor=0.3),
         repeat(samples),

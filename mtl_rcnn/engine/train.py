@@ -243,7 +243,7 @@ def _trainer(
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
     trainer = Trainer(
         distribute(model, ranks),
-        build_balancer(cfg, model, start["balancing"]).to(ranks.device),
+        build_balancer(cfg, model, start["balancing"]),
         optimizer,
         LrSchedule.from_config(cfg.solver),
         batches,

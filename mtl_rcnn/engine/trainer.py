@@ -100,9 +100,13 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad(set_to_none=True)
         reduced, logs = self._backward(samples)
         norm = self._update()
+        self.balancer.step()
+        if self.balancer.looks_again:
+            self.balancer.seen_again(self._look_again(samples))
         weights = self.balancer.weights()
         weighted = {name: value * weights[name] for name, value in reduced.values.items()}
         self.scalars = {"total": sum(weighted.values()), **reduced.values, "lr": lr, "grad_norm": float(norm)}
+        self.scalars |= self.balancer.scalars()
         if self.scaler.is_enabled():
             self.scalars["loss_scale"] = self.scaler.get_scale()
         if self.ranks.world == self.accumulate == 1:  # of a part of the batch they would mean something else
@@ -122,7 +126,8 @@ class Trainer(TrainerBase):
             reduced = reduce_losses(sums, samples, self.ranks, counted)
             if reduced.faulty_ranks:
                 self._fail(parts, [sums, *counted])
-            self.scaler.scale(self.balancer(reduced.losses, reduced.valid)).backward()
+            scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)
+            self.scaler.scale(scalar).backward()
         for index, part in enumerate(parts[1:], 2):
             with self._communicating(index == len(parts)):
                 sums, _ = self._forward(self.model, part)
@@ -143,6 +148,11 @@ class Trainer(TrainerBase):
         """Sums and counts of a micro-batch; leaves no graph, and no trace in batch norm's statistics."""
         with torch.no_grad(), unchanged_buffers(self.network):
             return self._forward(self.network, samples)[0]
+
+    def _look_again(self, samples: list[Sample]) -> dict[str, float]:
+        """The losses of a batch over all ranks, with the weights as they are now; leaves no graph."""
+        first, *others = [self._count(part) for part in split(samples, self.accumulate)]
+        return reduce_losses(first, samples, self.ranks, others).values
 
     def _communicating(self, last: bool) -> AbstractContextManager[None]:
         """DDP sums gradients over the ranks only in the backward pass of the last micro-batch."""

@@ -24,7 +24,7 @@ from mtl_rcnn.data.target import Coverage, ImageTarget, Prediction, Record, Samp
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row
 from mtl_rcnn.modeling.dense import build_decoder, enlarge, in_image_frame
-from mtl_rcnn.modeling.slots import DecodedView, ImageTask, LossParts, Output
+from mtl_rcnn.modeling.slots import DecodedView, ImageTask, LossParts, Output, full_precision
 from mtl_rcnn.visualize.canvas import Canvas
 
 FIELD = "depth_file_name"
@@ -267,9 +267,9 @@ class DepthTask(ImageTask):
         """`regression`: `berhu` or `silog` of the network frame, padding excluded; metres are enlarged to it first
         (bilinear). Counts are pixels (berhu, see `normalize_by`) or images with a known pixel (silog): whatever batches
         and ranks the images are spread over, sums and counts are the same."""
-        total, count = raw[:0].float().sum(), 0
+        total, count = full_precision(raw[:0]).sum(), 0
         for values, target, (height, width) in zip(raw, targets, image_sizes, strict=True):
-            metres = enlarge(self.metres(values), self.stride, height, width)[0]
+            metres = enlarge(self.metres(full_precision(values)), self.stride, height, width)[0]
             truth = target.to(metres)
             known = truth > 0
             number = int((target > 0).sum())
@@ -281,12 +281,12 @@ class DepthTask(ImageTask):
 
     def metres(self, raw: Tensor) -> Tensor:
         """Raw values as metres above `min_depth`, of any shape."""
-        return self.min_depth + F.softplus(raw.float())
+        return self.min_depth + F.softplus(raw)
 
     @torch.jit.export
     def decode(self, raw: Tensor, padded_size: Tensor) -> dict[str, Tensor]:
         """cell_metres (B, 1, h, w), float32."""
-        return {"cell_metres": self.metres(raw).clamp(max=self.max_depth)}
+        return {"cell_metres": self.metres(raw.float()).clamp(max=self.max_depth)}
 
     @torch.jit.export
     def to_image(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:

@@ -223,7 +223,7 @@ class SemanticTask(ImageTask):
     ) -> LossParts:
         """`ce`: cross-entropy summed over the labelled pixels of the network frame, padding excluded, and their
         number. Logits are enlarged to the frame first (bilinear), as in Detectron2's `SemSegFPNHead`."""
-        total, count = raw[:0].float().sum(), 0
+        total, count = full_precision(raw[:0]).sum(), 0
         for logits, target, (height, width) in zip(raw, targets, image_sizes, strict=True):
             classes = target["classes"].to(raw.device).long()
             pixels = enlarge(full_precision(logits), self.stride, height, width)
