@@ -34,13 +34,16 @@ setup(
         "tabulate>=0.9",  # start-up tables
         "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
+        "torchjd[quadprog_projector]>=0.18,<0.19",  # methods on gradients; minor versions break
         "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights
     ],
     extras_require={
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # export.method=onnx writes with one and certifies with the other
+        "cagrad": ["torchjd[cagrad]>=0.18,<0.19"],  # balancing=cagrad solves a cone program
         "wandb": ["wandb>=0.16,<1"],  # an experiment tracker, if wanted
         "mlflow": ["mlflow>=2.9"],  # another
         "dev": [
+            "torchjd[cagrad]>=0.18,<0.19",
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "pytest>=8",

@@ -16,6 +16,7 @@ from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.data.catalog import Dataset
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Record, Sample, Target
+from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.engine.data import build_mapper
 from mtl_rcnn.engine.distributed import Ranks, distributed
@@ -23,7 +24,7 @@ from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer
 from mtl_rcnn.engine.stopwatch import Stopwatch
-from mtl_rcnn.engine.train import build_balancer, distribute
+from mtl_rcnn.engine.train import distribute
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
@@ -179,9 +180,11 @@ def _trainer(
 ) -> Trainer:
     solver = OmegaConf.merge(cfg.solver, _PROBE)
     schedule = LrSchedule(lr=float(solver.lr), max_iter=steps, name="multistep", warmup_iters=min(3, steps))
+    balancer = build_balancer(cfg, model, None)
+    share_gradients(balancer, model, ranks, cfg.solver)
     return Trainer(
         distribute(model, ranks),
-        build_balancer(cfg, model, None),
+        balancer,
         build_optimizer(model, solver),
         replace(schedule, warmup_factor=0.3),
         repeat(samples),

@@ -13,13 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.config.durations import in_iterations
-from mtl_rcnn.config.resolve import resolve
 from mtl_rcnn.data.coverage import check_useful, label_table
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.repeat import repeat_report
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.data import (
@@ -241,9 +240,11 @@ def _trainer(
 ) -> Trainer:
     if cfg.solver.precision not in PRECISIONS:
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
+    balancer = build_balancer(cfg, model, start["balancing"])
+    share_gradients(balancer, model, ranks, cfg.solver)
     trainer = Trainer(
         distribute(model, ranks),
-        build_balancer(cfg, model, start["balancing"]),
+        balancer,
         optimizer,
         LrSchedule.from_config(cfg.solver),
         batches,
@@ -283,16 +284,6 @@ def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:
         return model
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
-
-
-def build_balancer(cfg: DictConfig, model: MultiTaskRCNN, state: Mapping[str, Any] | None) -> Scalarizer:
-    """The configured balancer over the network's loss parts."""
-    node = OmegaConf.to_container(cfg.balancing, resolve=True)
-    cls = resolve(node.pop("_target_"), Scalarizer, "balancing._target_")
-    balancer = cls(model.loss_names(), **node)
-    if state is not None:
-        balancer.load_state_dict(state)
-    return balancer
 
 
 def _writers(cfg: DictConfig, folder: Path, start: int, ranks: Ranks) -> Writers:

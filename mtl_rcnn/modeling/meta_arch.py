@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
+from mtl_rcnn.modeling.feature_split import FeatureSplit
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
 from mtl_rcnn.modeling.slots import DetectorSample, Features, ImageTask, LossParts, Task
@@ -47,6 +48,8 @@ class MultiTaskRCNN(nn.Module):
         self.backbone = backbone
         self.roi_heads = roi_heads
         self.image_tasks = nn.ModuleDict({task.name: task for task in image_tasks})
+        self.split: FeatureSplit | None = None
+        """Gives every task features of its own in training, where something is to be done with its gradients."""
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
 
@@ -75,13 +78,13 @@ class MultiTaskRCNN(nn.Module):
     def losses(self, samples: Sequence[Sample]) -> tuple[Losses, dict[str, Tensor]]:
         """Loss sums with counts by "task/part", and values for the log, of one batch."""
         images = self._normalise([sample["image"] for sample in samples])
-        features = self.backbone(images.tensor)
+        features = self._per_task(self.backbone(images.tensor))
         by_task: dict[str, LossParts] = {}
         logs: dict[str, Tensor] = {}
         if self.roi_heads is not None:
             by_task, logs = self._region_losses(self.roi_heads, images, features, samples)
         for name, task in self.image_tasks.items():
-            by_task[name] = self._image_losses(task, images, features, samples)
+            by_task[name] = self._image_losses(task, images, features[name], samples)
         return {f"{task}/{part}": value for task, parts in by_task.items() for part, value in parts.items()}, logs
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -111,22 +114,30 @@ class MultiTaskRCNN(nn.Module):
         """
         return InferenceNetwork(self)(list(images), list(image_sizes))
 
+    def _per_task(self, features: Features) -> dict[str, Features]:
+        return (
+            dict.fromkeys((task.name for task in self.tasks()), features)
+            if self.split is None
+            else self.split(features)
+        )
+
     def _normalise(self, images: Sequence[Tensor]) -> ImageList:
         normalised = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
 
     def _region_losses(
-        self, heads: MultiTaskROIHeads, images: ImageList, features: Features, samples: Sequence[Sample]
+        self, heads: MultiTaskROIHeads, images: ImageList, features: Mapping[str, Features], samples: Sequence[Sample]
     ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
+        features = {task.name: features[task.name] for task in (heads.detector, *heads.tasks.values())}
         valid = valid_mask(samples, heads.detector.name)
         labelled = [self._detector_sample(sample) for sample, is_valid in zip(samples, valid.tolist()) if is_valid]
         if not bool(valid.all()):
             # Images without boxes leave before the proposals: indexing keeps the graph whole even when none is left.
             chosen = torch.nonzero(valid).squeeze(1).to(self.device)
-            features = {name: level[chosen] for name, level in features.items()}
+            features = _of_images(features, chosen)
             sizes = [size for size, is_valid in zip(images.image_sizes, valid.tolist()) if is_valid]
             images = ImageList(images.tensor[chosen], sizes)
-        proposals, proposal_losses = heads.detector.propose(images, features, labelled)
+        proposals, proposal_losses = heads.detector.propose(images, features[heads.detector.name], labelled)
         losses, logs = heads.losses(features, proposals, labelled)
         losses[heads.detector.name] = proposal_losses | losses[heads.detector.name]
         return losses, logs
@@ -149,6 +160,13 @@ class MultiTaskRCNN(nn.Module):
         chosen = torch.nonzero(valid).squeeze(1).tolist()
         targets = [samples[index]["targets"][task.name] for index in chosen]
         return task.losses(raw, targets, [tuple(images.image_sizes[index]) for index in chosen])
+
+
+def _of_images(features: Mapping[str, Features], chosen: Tensor) -> dict[str, Features]:
+    """The chosen images' features of every task; what tasks share they go on sharing."""
+    different = {id(levels): levels for levels in features.values()}
+    taken = {key: {name: level[chosen] for name, level in levels.items()} for key, levels in different.items()}
+    return {task: taken[id(levels)] for task, levels in features.items()}
 
 
 def _with_sizes(samples: Sequence[Sample]) -> tuple[list[Tensor], list[Tensor]]:

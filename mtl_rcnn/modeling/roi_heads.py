@@ -68,21 +68,21 @@ class MultiTaskROIHeads(ROIHeads):
         self.sampler = sampler
 
     def losses(
-        self, features: Features, proposals: list[Instances], samples: Sequence[DetectorSample]
+        self, features: Mapping[str, Features], proposals: list[Instances], samples: Sequence[DetectorSample]
     ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
         """Losses by task name, and log values, of V labelled images (V may be 0; the keys do not depend on it).
 
         Args:
-            features: pyramid levels of just these images, (V, C, H, W).
+            features: of each task, pyramid levels of just these images, (V, C, H, W).
             proposals: per image, `proposal_boxes` and `objectness_logits`.
             samples: per image.
         """
         regions = [self.label_regions(*pair) for pair in zip(proposals, samples, strict=True)]
-        raw = self.detector(self.pool(self.detector, features, _boxes(regions)))
+        raw = self.detector(self.pool(self.detector, features[self.detector.name], _boxes(regions)))
         losses = {self.detector.name: self.detector.losses(raw, regions)}
         for name, task in self.tasks.items():
             selected = task.select(regions)
-            losses[name] = task.losses(task(self.pool(task, features, _boxes(selected))), selected)
+            losses[name] = task.losses(task(self.pool(task, features[name], _boxes(selected))), selected)
         return losses, self._logs(regions)
 
     def describe(self, features: Features, rows: dict[str, Tensor]) -> dict[str, Tensor]:

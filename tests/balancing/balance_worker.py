@@ -18,14 +18,16 @@ from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.target import Sample
+from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
-from mtl_rcnn.engine.train import build_balancer
+from mtl_rcnn.engine.trainer import PRECISIONS
 
 TASKS = ("image_label", "semantic", "depth")
 KINDS = ("words", "classes", "distances")
 SMALL = ["model.backbone.norm=GN", "model.backbone.width=32"]
 SMALL += [f"tasks.{task}.decoder.conv_dim=32" for task in ("semantic", "depth")]
+ON_GRADIENTS = ("pcgrad", "mgda", "imtl_g", "aligned_mtl", "upgrad", "cagrad", "nash_mtl")
 BALANCING = {
     "sum": ["balancing=sum", "+balancing.weights={depth: 0.5}"],
     "uncertainty": ["balancing=uncertainty", "balancing.regression=[depth]"],
@@ -34,6 +36,7 @@ BALANCING = {
     "imtl_l": ["balancing=imtl_l"],
     "geometric_mean": ["balancing=geometric_mean"],
     "famo": ["balancing=famo", "balancing.every=2"],
+    **{name: [f"balancing={name}"] for name in ON_GRADIENTS},
 }
 STEPS = 5
 ORDERS = [  # kinds of a step's four images; on two ranks a task is labelled on both, on either one, or on none
@@ -59,19 +62,25 @@ class Bench:
         return [self.samples[kind][(step + place) % 6] for place, kind in enumerate(ORDERS[step % len(ORDERS)])]
 
     def train(
-        self, method: str, ranks: Ranks, accumulate: int = 1, dtype: torch.dtype = torch.float64, **options: Any
+        self,
+        method: str,
+        ranks: Ranks,
+        accumulate: int = 1,
+        dtype: torch.dtype = torch.float64,
+        precision: str = "float32",
     ) -> dict[str, Any]:
         """Five steps on this rank's share of each batch; weights are of type `dtype`."""
-        cfg = tiny_config(TASKS, *SMALL, *BALANCING[method])
+        cfg = tiny_config(TASKS, *SMALL, *BALANCING[method], f"solver.precision={precision}")
         model = build_model(cfg, self.space).to(dtype)
         share = 4 // ranks.world
         batches = [self.batch(step)[ranks.rank * share :][:share] for step in range(STEPS)]
         balancer = build_balancer(cfg, model, None)
-        trainer = make_trainer(model, batches, ranks, accumulate, balancer, **options)
+        share_gradients(balancer, model, ranks, cfg.solver)
+        trainer = make_trainer(model, batches, ranks, accumulate, balancer, precision=PRECISIONS[precision])
         weights = []
         for trainer.iter in range(STEPS):
             trainer.run_step()
-            weights.append(balancer.weights())
+            weights.append({**balancer.weights(), **balancer.scalars()})
         return {"model": model.state_dict(), "balancer": balancer.state_dict(), "weights": weights}
 
 
@@ -79,7 +88,8 @@ def main(folder: str, accumulate: str) -> None:
     """Trains with every method and writes the results."""
     with distributed("cpu", timeout_s=100) as ranks, fail_together(ranks):
         bench = Bench(write_toy(Path(folder) / f"toy_{ranks.world}_{accumulate}_{ranks.rank}"))
-        results = {method: bench.train(method, ranks, int(accumulate)) for method in BALANCING}
+        methods = [method for method in BALANCING if accumulate == "1" or method not in ON_GRADIENTS]
+        results = {method: bench.train(method, ranks, int(accumulate)) for method in methods}
         torch.save(results, Path(folder) / f"world{ranks.world}_rank{ranks.rank}_accumulate{accumulate}.pt")
 
 

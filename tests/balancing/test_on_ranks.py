@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from balance_worker import BALANCING, TASKS, Bench
+from balance_worker import BALANCING, ON_GRADIENTS, SMALL, TASKS, Bench
 from ranks import ROOT, run_ranks
-from tiny import need_tasks
+from tiny import need_tasks, tiny_config
 from toy import Toy
 
+from mtl_rcnn.engine.balance import build_balancer, share_gradients
+from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.losses import reduce_losses
+from mtl_rcnn.errors import ConfigError
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
@@ -29,8 +33,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return {path.stem: torch.load(path) for path in Path(folder).glob("*.pt")}
 
 
-@pytest.mark.parametrize("method", BALANCING)
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "accumulate"),
+    [*((method, 1) for method in BALANCING), *((method, 2) for method in BALANCING if method not in ON_GRADIENTS)],
+)
 def test_two_ranks_train_as_one(method: str, accumulate: int, results: dict[str, dict[str, Any]]) -> None:
     whole = results["world1_rank0_accumulate1"][method]
     first, second = (results[f"world2_rank{rank}_accumulate{accumulate}"][method] for rank in (0, 1))
@@ -52,12 +58,57 @@ def test_methods_train_differently(method: str, results: dict[str, dict[str, Any
 
 
 @pytest.mark.parametrize("method", BALANCING)
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_single(method: str, precision: torch.dtype, toy: Toy) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_stays_near_single(method: str, precision: str, toy: Toy) -> None:
     need_tasks(*TASKS)
     bench = Bench(toy)
     expected = bench.train(method, ALONE, dtype=torch.float32)["weights"]
     found = bench.train(method, ALONE, dtype=torch.float32, precision=precision)["weights"]
-    for row, near in zip(found[:2], expected):  # later ones magnify what rounding did to the network
-        assert row == pytest.approx(near, rel=0.15)
-    assert all(0 < value < 1e3 for row in found for value in row.values())
+    if precision == "float16" and method in ON_GRADIENTS:  # the first loss scale overflows: no weights, and no step
+        expected[0] |= {f"weight/{task}": 1.0 for task in TASKS}
+    assert found[0] == pytest.approx(expected[0], rel=0.15, abs=0.05)  # later: what rounding did to the network
+    assert all(abs(value) < 1e3 for row in found for value in row.values())
+
+
+@pytest.mark.parametrize("method", ON_GRADIENTS)
+def test_heads_learn_from_their_own_loss_and_the_trunk_from_the_weighted_sum(method: str, toy: Toy) -> None:
+    """Against torch.autograd.grad, task by task."""
+    need_tasks(*TASKS)
+    bench = Bench(toy)
+    cfg = tiny_config(TASKS, *SMALL, *BALANCING[method])
+    model = build_model(cfg, bench.space).double().train()
+    trunk, samples = list(model.backbone.parameters()), bench.batch(0)
+    losses = reduce_losses(model(samples)[0], samples, ALONE)
+    totals = [sum(losses.losses[part] for part in losses.losses if part.split("/")[0] == task) for task in TASKS]
+    own = {task: torch.autograd.grad(total, trunk, retain_graph=True) for task, total in zip(TASKS, totals)}
+    heads = {name: p for name, p in model.named_parameters() if not name.startswith("backbone.")}
+    expected = dict(zip(heads, torch.autograd.grad(sum(totals), list(heads.values()))))
+
+    balancer = build_balancer(cfg, model, None)
+    share_gradients(balancer, model, ALONE, cfg.solver)
+    losses = reduce_losses(model(samples)[0], samples, ALONE)
+    balancer(losses.losses, losses.values, losses.valid).backward()
+    weights = balancer.scalars()
+    if method not in ("pcgrad", "upgrad"):  # which leave gradients that agree alone
+        assert len({round(weight, 6) for weight in weights.values()}) > 1
+    for name, parameter in heads.items():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
+    for index, parameter in enumerate(trunk):
+        combined = sum(weights[f"weight/{task}"] * own[task][index] for task in TASKS)
+        torch.testing.assert_close(parameter.grad, combined, rtol=1e-7, atol=1e-10)
+
+
+def test_what_cannot_be_combined_is_told(toy: Toy) -> None:
+    need_tasks(*TASKS)
+    bench = Bench(toy)
+    cfg = tiny_config(TASKS, *SMALL, *BALANCING["upgrad"])
+    model = build_model(cfg, bench.space)
+    balancer = build_balancer(cfg, model, None)
+    cut = tiny_config(TASKS, *SMALL, *BALANCING["upgrad"], "solver.accumulate=2")
+    with pytest.raises(
+        ConfigError, match=r"UPGrad needs the gradients of a whole batch, and solver\.accumulate=2 cuts"
+    ):
+        share_gradients(balancer, model, ALONE, cut.solver)
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"UPGrad combines .* and the whole trunk is frozen; choose balancing=sum"):
+        share_gradients(balancer, model, ALONE, cfg.solver)

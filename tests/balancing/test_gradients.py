@@ -1,0 +1,187 @@
+"""Balancing of gradients: weights from Gramians of known solution, and what must hold of all methods."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtl_rcnn.balancing import IMTLG, MGDA, AlignedMTL, CAGrad, GradientBalancer, NashMTL, PCGrad, UPGrad
+from mtl_rcnn.errors import ConfigError, TrainingError
+from mtl_rcnn.modeling.feature_split import FeatureSplit
+
+PARTS = ("a/x", "b/x", "c/x")
+METHODS = (PCGrad, MGDA, IMTLG, AlignedMTL, UPGrad, CAGrad, NashMTL)
+ALL = dict.fromkeys("abc", True)
+
+
+def rows(seed: int, tasks: int = 3, length: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((tasks, length))
+
+
+def weights(balancer: GradientBalancer, gradients: np.ndarray, valid: dict[str, bool] = ALL) -> np.ndarray:
+    """Of the tasks, from their gradients, which are cut into two levels."""
+    values = dict.fromkeys(balancer.parts, 1.0)
+    balancer({part: torch.ones(()) for part in balancer.parts}, values, valid)
+    given = torch.from_numpy(gradients)
+    combined = torch.cat(balancer.combine([[row[:2], row[2:]] for row in given]))
+    found = np.array([balancer.scalars()[f"weight/{task}"] for task in balancer.tasks])
+    np.testing.assert_allclose(combined.numpy(), found @ gradients, rtol=1e-9, atol=1e-9)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_orthogonal_gradients_of_one_length_are_summed(method: type[GradientBalancer]) -> None:
+    found = weights(method(PARTS), 7 * np.eye(3, 5))
+    np.testing.assert_allclose(found, 1.4 if method is CAGrad else 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(4))
+def test_neither_order_nor_unit_matters(method: type[GradientBalancer], seed: int) -> None:
+    gradients = rows(seed)
+    found = weights(method(PARTS), gradients)
+    np.testing.assert_allclose(weights(method(PARTS), 1e-5 * gradients), found, rtol=1e-3, atol=1e-3)
+    if method is not PCGrad:  # whose random order belongs to places
+        turned = weights(method(PARTS), gradients[[2, 0, 1]])
+        np.testing.assert_allclose(turned, found[[2, 0, 1]], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_absent_task_is_left_out(method: type[GradientBalancer]) -> None:
+    gradients = rows(1)
+    gradients[1] = 0
+    found = weights(method(PARTS), gradients, {"a": True, "b": False, "c": True})
+    np.testing.assert_allclose(
+        found[[0, 2]], weights(method(("a/x", "c/x")), gradients[[0, 2]], {"a": True, "c": True})
+    )
+    assert found[1] == 1.0
+    assert (weights(method(PARTS), gradients, {"a": True, "b": False, "c": False}) == 1).all()
+    assert (weights(method(PARTS), np.zeros((3, 5))) == 1).all()
+
+
+def test_pcgrad_projects_in_the_order_that_is_drawn() -> None:
+    gradients, seen = np.array([[1, -0.6, -0.6, 0, 0.1], [-0.6, 1, -0.5, 0, 0], [-0.5, -0.7, 1, 0.2, 0]]), set()
+
+    def project(orders: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        total = np.zeros(5)
+        for task, order in enumerate(orders):
+            own = gradients[task].copy()
+            for other in order:
+                inner = own @ gradients[other]
+                own -= min(inner, 0) / (gradients[other] @ gradients[other]) * gradients[other]
+            total += own
+        return total
+
+    orders = [list(itertools.permutations([j for j in range(3) if j != i])) for i in range(3)]
+    possible = [project(chosen) for chosen in itertools.product(*orders)]
+    for seed in range(8):
+        found = weights(PCGrad(PARTS, seed=seed), gradients) @ gradients
+        assert min(np.abs(found - one).max() for one in possible) < 1e-9
+        seen.add(tuple(found.round(6)))
+    assert len(seen) > 1
+    balancer = PCGrad(PARTS, seed=1)
+    first = weights(balancer, gradients)
+    assert (weights(balancer, gradients) == first).all()
+    later = []
+    for _ in range(8):
+        balancer.step()
+        later.append(weights(balancer, gradients))
+    assert any((row != first).any() for row in later)
+
+
+def test_mgda_of_two_gradients_has_a_closed_form() -> None:
+    for seed in range(20):
+        a, b = rows(seed, 2)
+        share = np.clip((b @ (b - a)) / ((a - b) @ (a - b)), 0, 1)
+        found = weights(MGDA(("a/x", "b/x")), np.stack([a, b]), {"a": True, "b": True})
+        np.testing.assert_allclose(found, [2 * share, 2 * (1 - share)], atol=5e-3)
+
+
+def test_imtl_g_has_equal_projections() -> None:
+    gradients = rows(2)
+    direction = weights(IMTLG(PARTS), gradients) @ gradients
+    projections = gradients @ direction / np.linalg.norm(gradients, axis=1)
+    np.testing.assert_allclose(projections, projections[0], rtol=1e-6)
+
+
+def test_nash_mtl_solves_its_equation() -> None:
+    for seed in range(20):
+        gradients = rows(seed)
+        found = weights(NashMTL(PARTS), gradients)
+        unit = gradients / np.sqrt((gradients**2).sum(axis=1).mean())
+        assert (found > 0).all()
+        np.testing.assert_allclose(unit @ unit.T @ found * found, 1, rtol=1e-6)
+    parallel = np.outer([1.0, 2.0, 3.0], rows(0)[0])
+    assert np.isfinite(weights(NashMTL(PARTS), parallel)).all()
+
+
+def test_upgrad_conflicts_with_nobody_and_keeps_what_agrees() -> None:
+    for seed in range(20):
+        gradients = rows(seed)
+        direction = weights(UPGrad(PARTS), gradients) @ gradients
+        assert (gradients @ direction >= -1e-2 * np.linalg.norm(direction)).all()
+    agreeing = np.abs(rows(0))
+    np.testing.assert_allclose(weights(UPGrad(PARTS), agreeing), 1, rtol=1e-3)
+
+
+def test_cagrad_is_the_best_of_its_ball() -> None:
+    """No direction of a dense sample of the ball around the mean serves the worst-off task better."""
+    gradients, c = rows(5, 3, 3), 0.4
+    mean = gradients.mean(axis=0)
+    found = weights(CAGrad(PARTS, c=c), gradients) @ gradients / 3
+    assert np.linalg.norm(found - mean) <= c * np.linalg.norm(mean) * 1.001
+    drawn = np.random.default_rng(0).standard_normal((200_000, 3))
+    ball = mean + c * np.linalg.norm(mean) * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    best = (ball @ gradients.T).min(axis=1).max()
+    assert (gradients @ found).min() == pytest.approx(best, rel=1e-2)
+    np.testing.assert_allclose(weights(CAGrad(PARTS, c=0.0), gradients), 1, rtol=1e-3)
+
+
+def test_aligned_mtl_makes_components_equally_long() -> None:
+    gradients = rows(4)
+    found = weights(AlignedMTL(PARTS), gradients) @ gradients
+    left, sizes, right = np.linalg.svd(gradients, full_matrices=False)
+    np.testing.assert_allclose(found, sizes.min() * np.ones(3) @ left @ right, rtol=1e-2, atol=1e-2)
+
+
+def test_a_gradient_that_is_not_finite_names_its_task_unless_a_loss_scale_will_fall() -> None:
+    gradients = rows(0)
+    gradients[1, 3] = np.nan
+    balancer = UPGrad(PARTS)
+    balancer({part: torch.ones(()) for part in PARTS}, dict.fromkeys(PARTS, 1.0), ALL)
+    given = [[row[:2], row[2:]] for row in torch.from_numpy(gradients)]
+    with pytest.raises(TrainingError, match="the gradient of b with respect to the shared features is not finite"):
+        balancer.combine(given)
+    balancer.overflows = True
+    assert not torch.cat(balancer.combine(given)).isfinite().all()
+
+
+def test_settings_that_do_not_fit_are_told() -> None:
+    with pytest.raises(
+        ConfigError, match=r"PCGrad weighs tasks against each other, and the network has only a; choose"
+    ):
+        PCGrad(("a/x", "a/y"))
+    with pytest.raises(ConfigError, match=r"balancing\.c=-1: expected a number of at least 0"):
+        CAGrad(PARTS, c=-1)
+
+
+def test_a_split_gives_equal_copies_and_combines_their_gradients() -> None:
+    base = {name: torch.randn(2, 3, 4, requires_grad=True) for name in ("p2", "p3")}
+    seen: list[list[list[Tensor]]] = []
+
+    def combine(gradients: list[list[Tensor]]) -> list[Tensor]:
+        seen.append(gradients)
+        return [2 * gradients[0][level] - gradients[1][level] for level in range(2)]
+
+    split = FeatureSplit(("a", "b", "unused"), combine)({name: level * 1 for name, level in base.items()})
+    assert list(split) == ["a", "b", "unused"]
+    assert all(torch.equal(split[task][name], base[name]) for task in split for name in base)
+    (3 * split["a"]["p2"].sum() + split["b"]["p2"].sum() + split["b"]["p3"].square().sum()).backward()
+    assert torch.equal(base["p2"].grad, torch.full((2, 3, 4), 5.0))
+    torch.testing.assert_close(base["p3"].grad, -2 * base["p3"].detach())
+    assert len(seen) == 1
+    assert not any(level.any() for level in seen[0][2])
