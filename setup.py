@@ -34,7 +34,7 @@ setup(
         "tabulate>=0.9",  # start-up tables
         "packaging>=21",  # the doctor compares versions
         "tensorboard>=2.14",
-        "torchjd[quadprog_projector]>=0.18,<0.19",  # methods on gradients; minor versions break
+        "torchjd[quadprog-projector]>=0.18,<0.19",  # methods on gradients; minor versions break
         "timm>=1.0.9,<2",  # trunks beyond ResNet, with their weights
     ],
     extras_require={

@@ -6,6 +6,7 @@ from mtl_rcnn.balancing.dwa import DynamicWeightAverage
 from mtl_rcnn.balancing.famo import FAMO
 from mtl_rcnn.balancing.geometric_mean import GeometricMean
 from mtl_rcnn.balancing.gradient import GradientBalancer
+from mtl_rcnn.balancing.gradnorm import GradNorm
 from mtl_rcnn.balancing.imtl_l import IMTLL
 from mtl_rcnn.balancing.rlw import RandomLossWeighting
 from mtl_rcnn.balancing.scalarizer import LearnedScalarizer, Scalarizer
@@ -21,6 +22,7 @@ __all__ = [
     "CAGrad",
     "DynamicWeightAverage",
     "GeometricMean",
+    "GradNorm",
     "GradientBalancer",
     "LearnedScalarizer",
     "NashMTL",

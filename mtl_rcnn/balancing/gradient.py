@@ -68,7 +68,7 @@ class GradientBalancer(WeightedSum):
         Raises:
             TrainingError: a task's gradient is not finite.
         """
-        weights = self._weights_of(self.reduce(_gramian(gradients)).cpu())
+        weights = self._weights_of(self.reduce(self.gramian(gradients)).cpu())
         self._task_weights = dict(zip(self.tasks, weights))
         return [
             torch.stack([gradient * weight for gradient, weight in zip(level, weights)]).sum(dim=0)
@@ -83,29 +83,34 @@ class GradientBalancer(WeightedSum):
         """The next step draws anew."""
         self.steps += 1
 
-    def _weights_of(self, gramian: Tensor) -> list[float]:
-        weights = torch.ones(len(self.tasks), dtype=torch.float64)
+    def check_finite(self, gramian: Tensor) -> bool:
+        """Whether all gradients are finite. TrainingError: some are not, and it is not the loss scale's doing."""
         faulty = [task for task, norm in zip(self.tasks, gramian.diagonal().tolist()) if not np.isfinite(norm)]
         if faulty and not self.overflows:
             raise TrainingError(
                 f"the gradient of {', '.join(faulty)} with respect to the shared features is not finite, though the "
                 "loss is; lower solver.lr, set solver.clip_gradients, or leave the task out to see which it is"
             )
+        return not faulty
+
+    @staticmethod
+    def gramian(gradients: list[list[Tensor]]) -> Tensor:
+        """(T, T) float64 inner products of the tasks' gradients, summed over levels."""
+        total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64, device=gradients[0][0].device)
+        for level in zip(*gradients):
+            rows = torch.stack([gradient.flatten() for gradient in level])
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            total += (rows @ rows.t()).double()
+        return total
+
+    def _weights_of(self, gramian: Tensor) -> list[float]:
+        weights = torch.ones(len(self.tasks), dtype=torch.float64)
+        finite = self.check_finite(gramian)
         chosen = gramian[self._present][:, self._present]
         size = chosen.diagonal().mean() if self._present else torch.zeros(())
-        if len(self._present) > 1 and not faulty and size > 0:
+        if len(self._present) > 1 and finite and size > 0:
             with torch.random.fork_rng(devices=[]):
                 state = np.random.SeedSequence([self.seed, int(self.steps)]).generate_state(1, np.uint64)
                 torch.manual_seed(int(state[0] >> np.uint64(1)))
                 weights[self._present] = self.weigh(chosen / size)
         return weights.tolist()
-
-
-def _gramian(gradients: list[list[Tensor]]) -> Tensor:
-    """(T, T) float64 inner products, summed over levels."""
-    total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64, device=gradients[0][0].device)
-    for level in zip(*gradients):
-        rows = torch.stack([gradient.flatten() for gradient in level])
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        total += (rows @ rows.t()).double()
-    return total

@@ -27,7 +27,7 @@ TASKS = ("image_label", "semantic", "depth")
 KINDS = ("words", "classes", "distances")
 SMALL = ["model.backbone.norm=GN", "model.backbone.width=32"]
 SMALL += [f"tasks.{task}.decoder.conv_dim=32" for task in ("semantic", "depth")]
-ON_GRADIENTS = ("pcgrad", "mgda", "imtl_g", "aligned_mtl", "upgrad", "cagrad", "nash_mtl")
+ON_GRADIENTS = ("pcgrad", "mgda", "imtl_g", "aligned_mtl", "upgrad", "cagrad", "nash_mtl", "gradnorm")
 BALANCING = {
     "sum": ["balancing=sum", "+balancing.weights={depth: 0.5}"],
     "uncertainty": ["balancing=uncertainty", "balancing.regression=[depth]"],
@@ -37,6 +37,7 @@ BALANCING = {
     "geometric_mean": ["balancing=geometric_mean"],
     "famo": ["balancing=famo", "balancing.every=2"],
     **{name: [f"balancing={name}"] for name in ON_GRADIENTS},
+    "gradnorm": ["balancing=gradnorm", "balancing.start=1"],
 }
 STEPS = 5
 ORDERS = [  # kinds of a step's four images; on two ranks a task is labelled on both, on either one, or on none

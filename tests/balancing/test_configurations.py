@@ -43,7 +43,7 @@ def test_a_method_that_does_not_exist_is_told_with_its_neighbour() -> None:
         compose("train", ["tasks=[detection]", "data.root=x", "balancing=upgard"])
 
 
-@pytest.mark.parametrize("method", ["uncertainty", "dwa", "famo", "pcgrad"])
+@pytest.mark.parametrize("method", ["uncertainty", "dwa", "famo", "pcgrad", "gradnorm"])
 def test_a_run_resumes_with_the_methods_state(method: str, toy: Toy, tmp_path: Path) -> None:
     need_tasks(*TASKS)
 
@@ -51,7 +51,9 @@ def test_a_run_resumes_with_the_methods_state(method: str, toy: Toy, tmp_path: P
         options = [f"balancing={method}", f"solver.max_iter={iterations}", "solver.steps=[]", "data.val=[]"]
         options += [
             "solver.warmup_iters=0",
-            *{"dwa": ["balancing.period=1"], "famo": ["balancing.every=1"]}.get(method, []),
+            *{"dwa": ["balancing.period=1"], "famo": ["balancing.every=1"], "gradnorm": ["balancing.start=1"]}.get(
+                method, []
+            ),
         ]
         return train(toy_config(toy, tmp_path / folder, *options, tasks=TASKS)).folder
 

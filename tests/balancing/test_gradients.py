@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtl_rcnn.balancing import IMTLG, MGDA, AlignedMTL, CAGrad, GradientBalancer, NashMTL, PCGrad, UPGrad
+from mtl_rcnn.balancing import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    GradientBalancer,
+    GradNorm,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+)
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.modeling.feature_split import FeatureSplit
 
@@ -148,6 +158,49 @@ def test_aligned_mtl_makes_components_equally_long() -> None:
     np.testing.assert_allclose(found, sizes.min() * np.ones(3) @ left @ right, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+def test_gradnorm_follows_its_algorithm(alpha: float) -> None:
+    """Against a loop in NumPy; the network's gradients are given, and do not depend on the weights but by them."""
+    balancer = GradNorm(PARTS, {"a": 2.0}, alpha=alpha, lr=0.05, start=2)
+    fixed, w, first = np.array([2.0, 1, 1]), np.ones(3), []
+    m, v = np.zeros(3), np.zeros(3)
+    for step in range(12):
+        losses, gradients = np.random.default_rng(step).uniform(0.5, 2, 3), rows(step)
+        values = dict(zip(PARTS, losses))
+        own = {part: torch.tensor(value, requires_grad=True) for part, value in values.items()}
+        balancer(own, values, ALL).backward()
+        factors = np.array([loss.grad.item() for loss in own.values()])
+        np.testing.assert_allclose(factors, fixed * w, rtol=1e-6)
+        given = torch.from_numpy(factors[:, None] * gradients)
+        combined = torch.cat(balancer.combine([[row[:2], row[2:]] for row in given]))
+        np.testing.assert_allclose(combined.numpy(), factors @ gradients, rtol=1e-6)
+        balancer.step()
+        np.testing.assert_allclose(list(balancer.scalars().values()), w, rtol=1e-6)
+
+        first = [*first, fixed * losses] if step < 2 else first
+        if step < 1:
+            continue
+        norms = w * np.linalg.norm(fixed[:, None] * gradients, axis=1)
+        norms /= norms.mean()
+        progress = fixed * losses / np.mean(first, axis=0)
+        slope = np.sign(norms - (progress / progress.mean()) ** alpha) * norms / w
+        m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+        w = w - 0.05 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        w *= 3 / w.sum()
+
+
+def test_gradnorm_makes_norms_equal() -> None:
+    balancer, gradients = GradNorm(PARTS, alpha=0.0, lr=0.01, start=1), np.diag([1.0, 10, 100]) @ np.eye(3, 5)
+    values = dict.fromkeys(PARTS, 1.0)
+    for _ in range(1500):
+        balancer({part: torch.ones(()) for part in PARTS}, values, ALL)
+        w = np.array(list(balancer.weights().values()))
+        balancer.combine([[row[:2], row[2:]] for row in torch.from_numpy(w[:, None] * gradients)])
+        balancer.step()
+    norms = w * [1, 10, 100]
+    np.testing.assert_allclose(norms / norms.mean(), 1, atol=0.3)
+
+
 def test_a_gradient_that_is_not_finite_names_its_task_unless_a_loss_scale_will_fall() -> None:
     gradients = rows(0)
     gradients[1, 3] = np.nan
@@ -165,6 +218,10 @@ def test_settings_that_do_not_fit_are_told() -> None:
         ConfigError, match=r"PCGrad weighs tasks against each other, and the network has only a; choose"
     ):
         PCGrad(("a/x", "a/y"))
+    with pytest.raises(ConfigError, match=r"balancing\.alpha=-1: expected a number of at least 0"):
+        GradNorm(PARTS, alpha=-1)
+    with pytest.raises(ConfigError, match=r"balancing\.start=0: expected a whole number of at least 1"):
+        GradNorm(PARTS, start=0)
     with pytest.raises(ConfigError, match=r"balancing\.c=-1: expected a number of at least 0"):
         CAGrad(PARTS, c=-1)
 

@@ -70,7 +70,7 @@ def test_half_precision_stays_near_single(method: str, precision: str, toy: Toy)
     assert all(abs(value) < 1e3 for row in found for value in row.values())
 
 
-@pytest.mark.parametrize("method", ON_GRADIENTS)
+@pytest.mark.parametrize("method", [method for method in ON_GRADIENTS if method != "gradnorm"])
 def test_heads_learn_from_their_own_loss_and_the_trunk_from_the_weighted_sum(method: str, toy: Toy) -> None:
     """Against torch.autograd.grad, task by task."""
     need_tasks(*TASKS)
