@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -96,8 +97,9 @@ def measure(trainers: dict[str, Trainer], turns: int) -> list[dict[str, Any]]:
         turn(trainer, 2)  # warms up
     ratios: dict[str, list[float]] = {method: [] for method in trainers}
     plain: list[float] = []
-    for _ in range(turns):
+    for number in range(turns):
         for method, trainer in trainers.items():
+            print(f"turn {number + 1} of {turns}: {method}", file=sys.stderr, flush=True)
             plain.append(turn(trainers["sum"], STEPS))
             ratios[method].append(turn(trainer, STEPS) / plain[-1])
     step = statistics.median(plain) / STEPS
