@@ -76,7 +76,6 @@ class FAMO(LearnedScalarizer):
         after = self._totals(losses, {task: task in self._before for task in self.tasks})
         tasks = list(self._before)
         delta = _positive([self._before[task] for task in tasks]).log() - _positive([after[t] for t in tasks]).log()
-        self.optimizer.zero_grad(set_to_none=True)
         self._z(tasks).backward(delta)
         self.optimizer.step()
 

@@ -70,10 +70,7 @@ class GradientBalancer(WeightedSum):
         """
         weights = self._weights_of(self.reduce(self.gramian(gradients)).cpu())
         self._task_weights = dict(zip(self.tasks, weights))
-        return [
-            torch.stack([gradient * weight for gradient, weight in zip(level, weights)]).sum(dim=0)
-            for level in zip(*gradients)
-        ]
+        return self.weighted_sum(gradients, weights)
 
     def scalars(self) -> dict[str, float]:
         """The weights of the tasks' gradients in the trunk."""
@@ -94,6 +91,15 @@ class GradientBalancer(WeightedSum):
         return not faulty
 
     @staticmethod
+    def weighted_sum(gradients: list[list[Tensor]], weights: Sequence[float]) -> list[Tensor]:
+        """One gradient per level; besides it nothing of its size is made."""
+        totals = [torch.zeros_like(level) for level in gradients[0]]
+        for levels, weight in zip(gradients, weights):
+            for total, gradient in zip(totals, levels):
+                total.add_(gradient, alpha=weight)
+        return totals
+
+    @staticmethod
     def gramian(gradients: list[list[Tensor]]) -> Tensor:
         """(T, T) float64 inner products of the tasks' gradients, summed over levels."""
         total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64, device=gradients[0][0].device)
@@ -111,6 +117,6 @@ class GradientBalancer(WeightedSum):
         if len(self._present) > 1 and finite and size > 0:
             with torch.random.fork_rng(devices=[]):
                 state = np.random.SeedSequence([self.seed, int(self.steps)]).generate_state(1, np.uint64)
-                torch.manual_seed(int(state[0] >> np.uint64(1)))
+                torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))  # of the CPU alone
                 weights[self._present] = self.weigh(chosen / size)
         return weights.tolist()

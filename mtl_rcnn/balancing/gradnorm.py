@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl_rcnn.balancing.gradient import GradientBalancer
+from mtl_rcnn.balancing.scalarizer import OwnAdam
 from mtl_rcnn.errors import ConfigError
 
 
@@ -21,7 +21,8 @@ class GradNorm(GradientBalancer):
 
     Departures: G_i is taken at the features, which the last shared layer puts out, in place of that layer's weights;
     L_i(0) is the mean over the first `start` steps with the task, in which its weight stays as it is, since the first
-    batch alone says little about a detector's losses. Tasks that are absent from a batch are left out of its means.
+    batch alone says little about a detector's losses. Tasks that are absent from a batch are left out of its means,
+    and keep their weights.
 
     Args:
         parts, weights: see `Scalarizer`.
@@ -50,7 +51,7 @@ class GradNorm(GradientBalancer):
         self.alpha, self.start = float(alpha), int(start)
         number = len(self.tasks)
         self.numbers = nn.ParameterList([torch.ones((), dtype=torch.float64) for _ in range(number)])
-        self.optimizer = torch.optim.Adam(self.numbers, lr=lr)
+        self.optimizer = OwnAdam(self.numbers, lr)
         self.register_buffer("sums", torch.zeros(number, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(number, dtype=torch.float64))
         self._losses = torch.zeros(number, dtype=torch.float64)
@@ -68,23 +69,23 @@ class GradNorm(GradientBalancer):
     def combine(self, gradients: list[list[Tensor]]) -> list[Tensor]:
         """The plain sum of the gradients, which are weighted already; leaves the gradients of the weights."""
         self._learn(self.reduce(self.gramian(gradients)).cpu())
-        return [torch.stack(list(level)).sum(dim=0) for level in zip(*gradients)]
+        return self.weighted_sum(gradients, [1.0] * len(gradients))
 
     def scalars(self) -> dict[str, float]:
         """The weights of the tasks in the last step."""
         return {f"weight/{task}": self._task_weights[task] for task in self.tasks}
 
     def step(self) -> None:
-        """A step of Adam, and the weights' sum is K again."""
+        """A step of Adam; then the weights that it moved have the sum again that they had, so that all sum to K."""
         super().step()
         self._task_weights = {task: float(weight.detach()) for task, weight in zip(self.tasks, self.numbers)}
-        if all(weight.grad is None for weight in self.numbers):
-            return
+        moved = [weight for weight in self.numbers if weight.grad is not None]
+        before = sum(weight.detach().clone() for weight in moved)
         self.optimizer.step()
         with torch.no_grad():
-            total = sum(weight.clamp_(min=1e-3) for weight in self.numbers)  # a weight of 0 would never come back
-            for weight in self.numbers:
-                weight *= len(self.numbers) / total
+            after = sum(weight.clamp_(min=1e-3) for weight in moved)  # a weight of 0 would never come back
+            for weight in moved:
+                weight *= before / after
 
     def _learn(self, gramian: Tensor) -> None:
         self.check_finite(gramian)
@@ -98,12 +99,3 @@ class GradNorm(GradientBalancer):
         for place, norm, rate in zip(known, norms, rates):
             weight = self.numbers[place]
             weight.grad = torch.sign(norm - rate**self.alpha) * norm / weight.detach()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The state of Adam, for checkpoints."""
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `get_extra_state`; rates are those of the configuration."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**state, "param_groups": groups})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,20 +133,37 @@ class LearnedScalarizer(Scalarizer):
         self.numbers = nn.ParameterDict(
             {task: nn.Parameter(torch.tensor(start, dtype=torch.float64)) for task in self.tasks}
         )
-        self.optimizer = torch.optim.Adam(self.numbers.values(), lr=lr, weight_decay=weight_decay)
+        self.optimizer = OwnAdam(self.numbers.values(), lr, weight_decay)
 
     def step(self) -> None:
         """A step of Adam on the gradients that `forward` left."""
         self.optimizer.step()
 
+
+class OwnAdam(nn.Module):
+    """Adam for a method's own numbers, whose state is part of the method's.
+
+    Args:
+        numbers: what it updates.
+        lr, weight_decay: of Adam, constant.
+    """
+
+    def __init__(self, numbers: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.adam = torch.optim.Adam(numbers, lr=lr, weight_decay=weight_decay)
+
+    def step(self) -> None:
+        """Moves the numbers that have a gradient."""
+        self.adam.step()
+
     def get_extra_state(self) -> dict[str, Any]:
         """The state of Adam, for checkpoints."""
-        return self.optimizer.state_dict()
+        return self.adam.state_dict()
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of `get_extra_state`; rates are those of the configuration."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({**state, "param_groups": groups})
 
 
 def _fixed_weights(parts: Sequence[str], tasks: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:

@@ -153,8 +153,8 @@ def _left_aside(root: Path, images: Mapping[str, Sequence[Path]]) -> tuple[str, 
     others = [
         str(path.relative_to(root))
         for folder, taken in images.items()
-        for path in sorted((root / folder).iterdir())
-        if path not in set(taken) and not path.name.startswith(".")
+        for path in sorted(set((root / folder).iterdir()) - set(taken))
+        if not path.name.startswith(".")
     ]
     if not others:
         return ()

@@ -189,6 +189,31 @@ def test_gradnorm_follows_its_algorithm(alpha: float) -> None:
         w *= 3 / w.sum()
 
 
+def test_gradnorm_leaves_the_weights_of_absent_and_of_new_tasks_alone() -> None:
+    balancer = GradNorm(PARTS, start=2)
+
+    def step(seed: int, *absent: str) -> dict[str, float]:
+        valid = {task: task not in absent for task in "abc"}
+        values = {part: float(valid[part[0]]) for part in PARTS}
+        balancer({part: torch.ones(()) for part in PARTS}, values, valid)
+        gradients = torch.from_numpy(rows(seed) * np.array([[valid[task]] for task in "abc"]))
+        balancer.combine([[row[:2], row[2:]] for row in gradients])
+        balancer.step()
+        return {task: number.item() for task, number in zip("abc", balancer.numbers)}
+
+    for seed in range(4):
+        found = step(seed, "c")
+    assert found["c"] == 1.0
+    assert found["a"] != 1.0
+    assert step(4)["c"] == 1.0  # its first of two steps
+    for seed in range(5, 9):
+        found = step(seed)
+    assert found["c"] != 1.0
+    kept = found["c"]
+    assert step(9, "c")["c"] == kept
+    assert sum(step(10).values()) == pytest.approx(3)
+
+
 def test_gradnorm_makes_norms_equal() -> None:
     balancer, gradients = GradNorm(PARTS, alpha=0.0, lr=0.01, start=1), np.diag([1.0, 10, 100]) @ np.eye(3, 5)
     values = dict.fromkeys(PARTS, 1.0)
