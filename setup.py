@@ -58,6 +58,7 @@ setup(
     entry_points={
         "console_scripts": [
             "mtl-rcnn-train=mtl_rcnn.console:train",
+            "mtl-rcnn-compare-tasks=mtl_rcnn.console:compare_tasks",
             "mtl-rcnn-evaluate=mtl_rcnn.console:evaluate",
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",

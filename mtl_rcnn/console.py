@@ -85,3 +85,12 @@ def pseudo_label(cfg: DictConfig) -> None:
     from mtl_rcnn.predict.pseudo import pseudo_label as run
 
     run(cfg)
+
+
+@config.main("compare")
+def compare_tasks(cfg: DictConfig) -> None:
+    """Trains networks of one task, of some and of all, and compares them (`configs/compare.yaml`)."""
+    from mtl_rcnn.comparison.compare import compare_tasks as run
+    from mtl_rcnn.config.compose import Composition
+
+    run(Composition.of_running_job())

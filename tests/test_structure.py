@@ -11,7 +11,19 @@ from tiny import available_tasks
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mtl_rcnn"
 
-ORDER = ("config", "data", "evaluation", "modeling", "visualize", "tasks", "balancing", "engine", "export", "predict")
+ORDER = (
+    "config",
+    "data",
+    "evaluation",
+    "modeling",
+    "visualize",
+    "tasks",
+    "balancing",
+    "engine",
+    "export",
+    "predict",
+    "comparison",
+)
 """A folder imports only itself and what stands before it. `data` and `evaluation` name the canvas in type hints
 alone."""
 

@@ -49,6 +49,40 @@ def line_chart(
     return svg + (f"<figcaption>{_legend(lines)}</figcaption>" if legend else "")
 
 
+def interval_chart(rows: Sequence[tuple[str, float, float | None]]) -> str:
+    """An `<svg>` that stands alone: a dot per row on one axis through 0, and its deviation to both sides.
+
+    Args:
+        rows: name, value, deviation (None: unknown).
+    """
+    width, left, step = 640, 230, 26
+    ends = [0.0, *(value + sign * (deviation or 0.0) for _, value, deviation in rows for sign in (-1, 1))]
+    low, high = min(ends), max(ends)
+    low, high = (low, high) if high > low else (low - 1.0, high + 1.0)
+    bottom = step * len(rows) + 12
+
+    def px(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - 20)
+
+    body = [f'<rect width="{width}" height="{bottom + 22}" fill="#fff"/>']
+    for tick in _ticks(low, high, log=False):
+        color = "#5b6773" if abs(tick) < 1e-9 else "#dfe4ea"
+        body.append(f'<line x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="4" y2="{bottom}" stroke="{color}"/>')
+        body.append(f'<text x="{px(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_short(tick)}</text>')
+    for index, (name, value, deviation) in enumerate(rows):
+        y, color = 18 + step * index, PALETTE[0] if value >= 0 else PALETTE[1]
+        body.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        if deviation is not None:
+            start, end = px(value - deviation), px(value + deviation)
+            body.append(
+                f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2.5"/>'
+            )
+        body.append(f'<circle cx="{px(value):.1f}" cy="{y}" r="5" fill="{color}"/>')
+    style = "<style>text { font: 12px system-ui, sans-serif; fill: #1f2933; }</style>"
+    box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 22}" role="img"'
+    return f"<svg {box}>{style}{''.join(body)}</svg>"
+
+
 @dataclass(frozen=True)
 class _Scale:
     """From values to pixels."""

@@ -81,6 +81,7 @@ class Page:
     config: str = ""
     command: str = ""
 
+    template = "report.html"
     contents = (
         ("metrics", "Metrics"),
         ("curves", "Training"),
@@ -92,12 +93,45 @@ class Page:
     )
 
 
-def render(page: Page) -> str:
+@dataclass
+class ComparisonPage:
+    """Everything that the page of a comparison shows, in its order; see `comparison.html`.
+
+    Attributes:
+        verdicts: what the numbers say, a sentence each.
+        notes: what to know about them.
+        deltas: delta_m of the networks, see `charts.interval_chart`.
+        numbers, terms: the tables.
+    """
+
+    title: str
+    subtitle: str
+    verdicts: list[str]
+    notes: list[str]
+    deltas: str
+    numbers: Table
+    terms: Table
+    charts: list[Chart] = field(default_factory=list)
+    gallery: list[Picture] = field(default_factory=list)
+    config: str = ""
+    command: str = ""
+
+    template = "comparison.html"
+    contents = (
+        ("answer", "Answer"),
+        ("numbers", "Numbers"),
+        ("curves", "Training"),
+        ("predictions", "Predictions"),
+        ("origin", "Origin"),
+    )
+
+
+def render(page: Page | ComparisonPage) -> str:
     """The page as HTML, all text escaped; nothing in it is loaded from elsewhere."""
     environment = Environment(
         loader=PackageLoader("mtl_rcnn.visualize", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("report.html").render(**vars(page), contents=page.contents)
+    return environment.get_template(page.template).render(**vars(page), contents=page.contents)
 
 
 def embedded(rgb: np.ndarray) -> str:

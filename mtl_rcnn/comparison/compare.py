@@ -1,0 +1,118 @@
+"""A whole comparison: the plan, the trainings, the report. `tools/compare_tasks.py` calls `compare_tasks`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mtl_rcnn.comparison.cells import Result, is_complete, read_result, train_cells
+from mtl_rcnn.comparison.costs import measure_costs
+from mtl_rcnn.comparison.plan import Cell, Network, plan_cells, plan_networks
+from mtl_rcnn.comparison.report import write_comparison
+from mtl_rcnn.comparison.table import Row, Spread, with_deltas
+from mtl_rcnn.config.compose import Composition
+from mtl_rcnn.engine.build import task_classes
+from mtl_rcnn.engine.distributed import Ranks, choose_device
+from mtl_rcnn.engine.run import setup_logging
+from mtl_rcnn.errors import ConfigError, TrainingError
+from mtl_rcnn.evaluation.evaluator import find_metric
+
+logger = logging.getLogger(__name__)
+
+
+def compare_tasks(composition: Composition) -> Path:
+    """Trains what is missing and writes the report of what is complete; returns the folder.
+
+    Args:
+        composition: of `configs/compare.yaml`.
+
+    Raises:
+        ConfigError: there is nothing to compare, or the folder holds a comparison with other settings.
+        TrainingError: a training failed, after all others and the report.
+    """
+    cfg = composition.checked()
+    if not cfg.data.val:
+        raise ConfigError("data.val=[]: a comparison needs an evaluation set")
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    setup_logging(folder, Ranks(0, 1, 0, torch.device("cpu")))
+    networks = plan_networks(composition)
+    cells = plan_cells(networks, cfg.seeds, folder)
+    open_ends = train_cells(cells, folder, list(cfg.launch))
+    complete = [cell for cell in cells if is_complete(cell)]
+    if complete:
+        _report(cfg, networks, complete, folder)
+    if open_ends:
+        lines = "\n  ".join(open_ends)
+        raise TrainingError(f"{len(complete)} of {len(cells)} trainings are complete; not so:\n  {lines}")
+    return folder
+
+
+def _report(cfg: DictConfig, networks: Sequence[Network], cells: Sequence[Cell], folder: Path) -> None:
+    results = {cell.name: read_result(cell) for cell in cells}
+    metrics = metric_names(cfg, networks)
+    directions = {
+        task: _metric(cfg, task, metric, next(r for c in cells if task in c.network.tasks for r in [results[c.name]]))
+        for task, metric in metrics.items()
+        if any(task in cell.network.tasks for cell in cells)
+    }
+    metrics = {task: metrics[task] for task in directions}
+    rows = [_row(cfg, network, cells, results, metrics) for network in networks]
+    rows = _with_costs([row for row in rows if row is not None], cells, choose_device(cfg.device))
+    path = write_comparison(cfg, with_deltas(rows, directions), metrics, directions, cells, results, folder)
+    logger.info("report: %s", path)
+
+
+def metric_names(cfg: DictConfig, networks: Sequence[Network]) -> dict[str, str]:
+    """Task -> the metric that stands for it. Raises ConfigError if `metrics` names another task."""
+    classes = task_classes(networks[-1].cfg)
+    for task in cfg.metrics:
+        if task not in classes:
+            raise ConfigError(f"metrics.{task}: no such task; tasks are {', '.join(classes)}")
+    return {name: str(cfg.metrics.get(name, cls.evaluator_class.headline)) for name, cls in classes.items()}
+
+
+def _metric(cfg: DictConfig, task: str, metric: str, result: Result) -> bool:
+    """Whether more of a task's metric is better."""
+    return find_metric(result.metrics, _key(cfg, task, metric), f"metrics.{task}").higher_is_better
+
+
+def _key(cfg: DictConfig, task: str, metric: str) -> str:
+    return f"{cfg.data.val[0].name}/{task}/{metric}"
+
+
+def _row(
+    cfg: DictConfig,
+    network: Network,
+    cells: Sequence[Cell],
+    results: Mapping[str, Result],
+    metrics: Mapping[str, str],
+) -> Row | None:
+    """A network's line, of its complete trainings; None if it has none."""
+    own = [cell for cell in cells if cell.network is network]
+    if not own:
+        return None
+    found = [results[cell.name] for cell in own]
+    scores = {
+        task: Spread(tuple(result.metrics[_key(cfg, task, metrics[task])].value for result in found))
+        for task in network.tasks
+    }
+    seeds = tuple(cell.seed for cell in own)
+    return Row(network, seeds, scores, Spread(tuple(result.step_seconds for result in found)))
+
+
+def _with_costs(rows: Sequence[Row], cells: Sequence[Cell], device: torch.device) -> list[Row]:
+    """Networks of the same tasks cost the same, whatever trained them, unless a variant changes the network: so one of
+    each is measured."""
+    folders = {row.network.name: next(c.folder for c in cells if c.network is row.network) for row in rows}
+    costs = measure_costs(folders, device)
+    return [
+        replace(row, parameters=cost.parameters, inference_ms=cost.inference_ms)
+        for row in rows
+        for cost in [costs[row.network.name]]
+    ]
