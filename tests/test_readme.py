@@ -21,6 +21,7 @@ CONFIGS = {
     "visualize_data.py": "visualize_data",
     "check_data.py": "check",
     "pseudo_label.py": "pseudo_label",
+    "compare_tasks.py": "compare",
 }
 COMMANDS = [
     line.split("#")[0].strip()

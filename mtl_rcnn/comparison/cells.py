@@ -60,7 +60,7 @@ def train_cells(cells: Sequence[Cell], folder: Path, launch: Sequence[str]) -> l
     """Trains what is not complete and not being trained by another process; goes on after a failure.
 
     Returns:
-        What failed or is still being trained elsewhere, a line each.
+        What failed, a line each.
 
     Raises:
         ConfigError: a cell was begun with other settings.
@@ -69,11 +69,11 @@ def train_cells(cells: Sequence[Cell], folder: Path, launch: Sequence[str]) -> l
         _write_config(cell, folder)
     todo = [cell for cell in cells if not is_complete(cell)]
     logger.info("%d trainings, %d of them complete", len(cells), len(cells) - len(todo))
-    open_ends, spent = [], 0.0
+    failures, spent = [], 0.0
     for number, cell in enumerate(todo):
         with _claimed(cell) as mine:
             if not mine:
-                open_ends.append(f"{cell.name}: another process trains it")
+                logger.info("%s: another process trains it", cell.name)
                 continue
             if is_complete(cell):  # meanwhile
                 continue
@@ -81,11 +81,11 @@ def train_cells(cells: Sequence[Cell], folder: Path, launch: Sequence[str]) -> l
             failure = _train(cell, folder, launch)
         spent += time.monotonic() - started
         if failure:
-            open_ends.append(failure)
+            failures.append(failure)
         left = spent / (number + 1) * (len(todo) - number - 1)
         told = failure or f"{cell.name}: complete after {clock_text(time.monotonic() - started)}"
         logger.info("%s; %d of %d, ETA %s", told, number + 1, len(todo), clock_text(left))
-    return open_ends
+    return failures
 
 
 def is_complete(cell: Cell) -> bool:
@@ -101,7 +101,7 @@ def read_result(cell: Cell) -> Result:
 
 def _train(cell: Cell, folder: Path, launch: Sequence[str]) -> str | None:
     """Trains one cell; returns what went wrong."""
-    command = [*(launch or [sys.executable]), "-m", f"{__package__}.cell"]
+    command = [*(launch or [sys.executable]), "-m", "mtl_rcnn.train"]
     command += [f"--config-dir={(folder / 'configs').resolve()}", f"--config-name={cell.name}"]
     console = cell.folder / "console.txt"
     with console.open("ab") as output:
@@ -134,6 +134,8 @@ def _write_config(cell: Cell, folder: Path) -> None:
     content = OmegaConf.to_container(cell.cfg, resolve=True)
     if path.is_file() and cell.folder.is_dir():
         _check_same(cell, path, content)
+    if is_complete(cell):
+        return
     text = yaml.safe_dump(
         {**_HYDRA, **content, "hydra": {"run": {"dir": "."}, "output_subdir": None}}, sort_keys=False, width=120
     )

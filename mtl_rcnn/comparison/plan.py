@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.compose import Composition, defaults_of
 from mtl_rcnn.engine.build import task_classes
@@ -109,8 +109,8 @@ def plan_cells(networks: Sequence[Network], seeds: int, folder: Path) -> list[Ce
 
 def without_tasks(cfg: DictConfig, absent: Sequence[str]) -> DictConfig:
     """A copy of a training configuration without some tasks, and without what it says of them: weights, rates,
-    schedules, expected metrics, and training sets that declare labels of no other task."""
-    cfg = cfg.copy()
+    schedules, and training sets that declare labels of no other task."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     cfg.tasks = OmegaConf.masked_copy(cfg.tasks, [name for name in cfg.tasks if name not in absent])
     for key in _BY_TASK:
         node = OmegaConf.select(cfg, key)
@@ -121,7 +121,6 @@ def without_tasks(cfg: DictConfig, absent: Sequence[str]) -> DictConfig:
         metric = OmegaConf.select(cfg, key)
         if metric is not None and metric.split("/")[1:2] and metric.split("/")[1] in absent:
             OmegaConf.update(cfg, key, None)
-    cfg.expected = {name: value for name, value in cfg.expected.items() if name.split("/")[1] not in absent}
     return _without_sets(cfg)
 
 
@@ -192,10 +191,10 @@ def _sets(overrides: Sequence[str], group: str) -> bool:
 
 
 def _training(cfg: DictConfig) -> DictConfig:
-    """The part that a training run reads."""
+    """The part that a training run reads. Metrics that an experiment expects are those of another budget."""
     own = set(cfg) - set(defaults_of("train"))
     copy = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    with open_dict(copy):
-        for key in own:
-            del copy[key]
+    for key in own:
+        del copy[key]
+    copy.expected = {}
     return copy

@@ -69,7 +69,7 @@ def spread_text(spread: Spread | None, digits: int = 1) -> str:
     """Such as "36.1 ± 0.4"; "-" where there is nothing."""
     if spread is None:
         return "-"
-    text = f"{spread.mean:.{digits}f}"
+    text = f"{round(spread.mean, digits) + 0.0:.{digits}f}"  # never -0.0
     return text if spread.deviation is None else f"{text} ± {spread.deviation:.{digits}f}"
 
 
@@ -175,7 +175,7 @@ def _millions(number: int | None) -> str:
 def _signed(spread: Spread | None) -> str:
     if spread is None:
         return "-"
-    text = f"{spread.mean:+.1f}"
+    text = f"{round(spread.mean, 1) + 0.0:+.1f}"
     return text if spread.deviation is None else f"{text} ± {spread.deviation:.1f}"
 
 

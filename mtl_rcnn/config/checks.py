@@ -150,6 +150,7 @@ _BOOLEAN = ("true or false", lambda v: isinstance(v, bool))
 _NAMES = ("null or a list of names", lambda v: v is None or _is_list_of_names(v))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": _COUNT,
+    "seeds": _POSITIVE_COUNT,
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": ("null or a whole number of at least 1", lambda v: v is None or (_is_integer(v) and v >= 1)),
     "checkpoint.keep": _POSITIVE_COUNT,
