@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl_rcnn.config.durations import is_epochs
+from mtl_rcnn.config.feature_checks import check_features
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
 from mtl_rcnn.config.mixing_checks import check_mixing
 from mtl_rcnn.config.origins import Origins
@@ -40,6 +41,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
         _check_value(cfg, key, rule)
     check_mixing(cfg)
     check_solver(cfg)
+    check_features(cfg)
     check_predict(cfg)
 
 
@@ -153,6 +155,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seeds": _POSITIVE_COUNT,
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": ("null or a whole number of at least 1", lambda v: v is None or (_is_integer(v) and v >= 1)),
+    "model.cache_features": ("null, ram, or a folder", lambda v: v is None or (isinstance(v, str) and v != "")),
     "checkpoint.keep": _POSITIVE_COUNT,
     "evaluation.pictures": _BOOLEAN,
     "evaluation.worst_images": _COUNT,
@@ -191,6 +194,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver.momentum": _FRACTION,
     "solver.betas": ("two numbers of at least 0 and below 1", lambda v: _is_pair(v) and all(0 <= b < 1 for b in v)),
     "solver.eps": _POSITIVE,
+    "solver.freeze": ("a list of names", _is_list_of_names),
     "solver.layer_decay": (
         "null or a number above 0 and at most 1",
         lambda v: v is None or (_is_number(v) and 0 < v <= 1),

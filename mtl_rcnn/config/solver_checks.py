@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.durations import is_epochs
-from mtl_rcnn.config.keys import nearest
+from mtl_rcnn.config.part_names import TRUNK, check_part
 from mtl_rcnn.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def check_solver(cfg: DictConfig) -> None:
     """
     solver = cfg.get("solver")
     if isinstance(solver, DictConfig):
-        _check_lr_factors(cfg, solver)
+        _check_parts(cfg, solver)
         _check_accumulate(cfg, solver)
         _check_steps(solver)
         _check_early_stop(cfg, solver)
@@ -29,13 +29,17 @@ def check_solver(cfg: DictConfig) -> None:
             raise ConfigError("solver.val_losses=true: there is no evaluation set; give one with data.val")
 
 
-def _check_lr_factors(cfg: DictConfig, solver: DictConfig) -> None:
-    parts = ["trunk", *(cfg.get("tasks") or {})]
+def _check_parts(cfg: DictConfig, solver: DictConfig) -> None:
+    parts = [TRUNK, *(cfg.get("tasks") or {})]
+    for name in solver.get("freeze") or ():
+        check_part("solver.freeze", name, parts)
     for name, factor in (solver.get("lr_factors") or {}).items():
-        if name not in parts:
-            close = nearest(name, parts)
-            hint = f"did you mean '{close}'?" if close else f"parts are {', '.join(parts)}"
-            raise ConfigError(f"solver.lr_factors: the network has no part '{name}'; {hint}")
+        if isinstance(factor, DictConfig):  # Hydra takes the dots of +solver.lr_factors.backbone.fpn_output2=... apart
+            raise ConfigError(
+                f"solver.lr_factors.{name}={factor}: expected a number above 0; a name with dots stands in braces, "
+                "such as '+solver.lr_factors={backbone.fpn_*: 0.5}'"
+            )
+        check_part("solver.lr_factors", name, parts)
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
             raise ConfigError(f"solver.lr_factors.{name}={factor}: expected a number above 0")
 

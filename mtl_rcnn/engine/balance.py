@@ -40,7 +40,7 @@ def share_gradients(balancer: Scalarizer, model: MultiTaskRCNN, ranks: Ranks, so
     if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
         raise ConfigError(
             f"balancing: {name} combines the tasks' gradients in the trunk, and the whole trunk is frozen; choose "
-            "balancing=sum, or train a part of it (model.backbone.freeze_at)"
+            "balancing=sum, or train a part of it (solver.freeze, model.backbone.freeze_at)"
         )
     if solver.accumulate > 1:
         raise ConfigError(

@@ -135,7 +135,8 @@ def _unlabelled(report: CheckReport) -> Iterator[str]:
 def _probe_text(probe: DryRun) -> str:
     lines = [f"dry run on {probe.device}: {_count(probe.steps, 'step')} on one batch of {probe.images} images"]
     for task in probe.tasks:
-        fell = f"loss {task.first:.4g} -> {task.last:.4g}, gradients arrive" if task.labelled else "not labelled here"
+        arrives = "gradients arrive" if task.learns else "frozen with the trunk"
+        fell = f"loss {task.first:.4g} -> {task.last:.4g}, {arrives}" if task.labelled else "not labelled here"
         lines.append(f"  {task.task}: " + (f"FAULT: {task.fault}" if task.fault else fell))
     if probe.steps:
         memory = f", at most {probe.memory_bytes / 2**30:.2f} GiB of memory" if probe.memory_bytes else ""

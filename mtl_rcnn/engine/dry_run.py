@@ -20,6 +20,7 @@ from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.engine.data import build_mapper
 from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.freeze import freeze
 from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer
@@ -42,6 +43,7 @@ class TaskProbe:
         labelled: whether any image of the batch is labelled for it; nothing else is known where none is.
         first, last: its loss at the first step, and the mean of the last few.
         fault: what is wrong, "" if nothing is.
+        learns: whether anything that its loss follows from learns, which is not so if trunk and task are frozen.
     """
 
     task: str
@@ -49,6 +51,7 @@ class TaskProbe:
     first: float
     last: float
     fault: str = ""
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def _batch(cfg: DictConfig, datasets: Sequence[Dataset], targets: Mapping[str, T
 def _model(cfg: DictConfig, label_space: LabelSpace, ranks: Ranks) -> MultiTaskRCNN:
     layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
     model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
+    freeze(model, cfg.solver.freeze)
     if cfg.checkpoint.weights:
         load_initial_weights(cfg, model, label_space)
     return model
@@ -149,11 +153,11 @@ def _gradients(model: MultiTaskRCNN, samples: Sequence[Sample], ranks: Ranks) ->
         loss = sum(reduce_losses(sums, samples, ranks).losses[key] for key in own)
         infinite = [f"loss {key} is {value}" for key, value in faulty_parts(own).items()]
         fault = ", ".join(infinite)
-        if labelled and not infinite:
+        if labelled and loss.requires_grad and not infinite:
             loss.backward()
             fault = _unreached(part, "its parameters") or _unreached(model.backbone, "the trunk")
         value = float(loss.detach())
-        yield TaskProbe(name, labelled, value, value, fault)
+        yield TaskProbe(name, labelled, value, value, fault, loss.requires_grad)
     model.zero_grad(set_to_none=True)
 
 
@@ -213,6 +217,6 @@ def _judged(probe: TaskProbe, values: Sequence[Mapping[str, float]]) -> TaskProb
         return probe
     losses = [sum(v for name, v in step.items() if name.startswith(f"{probe.task}/")) for step in values]
     last = fmean(losses[-3:]) if len(losses) > 3 else losses[-1]
-    fell = last < losses[0]
+    fell = last < losses[0] or not probe.learns
     fault = "" if fell or len(losses) == 1 else f"its loss does not fall: {losses[0]:.4g} -> {last:.4g}"
     return replace(probe, first=losses[0], last=last, fault=fault)

@@ -14,6 +14,7 @@ from torch import nn
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.build import build_model
+from mtl_rcnn.engine.freeze import freeze
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 
@@ -45,7 +46,9 @@ def save_replay(
 def replay(path: Path) -> tuple[MultiTaskRCNN, list[Sample]]:
     """The network as it was before the step, in training mode on the CPU, and the step's batch."""
     state = torch.load(path, map_location="cpu", weights_only=False)
-    model = build_model(OmegaConf.create(state["config"]), LabelSpace.from_state(state["label_space"]))
+    cfg = OmegaConf.create(state["config"])
+    model = build_model(cfg, LabelSpace.from_state(state["label_space"]))
+    freeze(model, OmegaConf.select(cfg, "solver.freeze", default=()))
     model.load_state_dict(state["model"])
     return model.train(), state["samples"]
 

@@ -32,6 +32,7 @@ from mtl_rcnn.engine.data import (
 from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
+from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
@@ -92,9 +93,11 @@ def train(cfg: DictConfig) -> Outcome:
         sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
         model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
+        freeze(model, cfg.solver.freeze)
         optimizer = build_optimizer(model, cfg.solver)
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
         start = _start(cfg, checkpointer, model, optimizer, label_space)
+        cache_features(cfg, model)
         repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
         shares = batch_shares(cfg, datasets)
         logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats, shares))

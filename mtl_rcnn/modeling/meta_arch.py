@@ -12,6 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
+from mtl_rcnn.modeling.feature_cache import FeatureCache
 from mtl_rcnn.modeling.feature_split import FeatureSplit
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
@@ -50,6 +51,8 @@ class MultiTaskRCNN(nn.Module):
         self.image_tasks = nn.ModuleDict({task.name: task for task in image_tasks})
         self.split: FeatureSplit | None = None
         """Gives every task features of its own in training, where something is to be done with its gradients."""
+        self.cache: FeatureCache | None = None
+        """Stands for the trunk where losses are computed, if the trunk does not change."""
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
 
@@ -77,8 +80,9 @@ class MultiTaskRCNN(nn.Module):
 
     def losses(self, samples: Sequence[Sample]) -> tuple[Losses, dict[str, Tensor]]:
         """Loss sums with counts by "task/part", and values for the log, of one batch."""
-        images = self._normalise([sample["image"] for sample in samples])
-        features = self._per_task(self.backbone(images.tensor))
+        pixels = [sample["image"] for sample in samples]
+        images = self._normalise(pixels)
+        features = self._per_task(self._features(pixels, images))
         by_task: dict[str, LossParts] = {}
         logs: dict[str, Tensor] = {}
         if self.roi_heads is not None:
@@ -113,6 +117,9 @@ class MultiTaskRCNN(nn.Module):
             image_sizes: (2,) int64 each, original height and width.
         """
         return InferenceNetwork(self)(list(images), list(image_sizes))
+
+    def _features(self, pixels: Sequence[Tensor], images: ImageList) -> Features:
+        return self.backbone(images.tensor) if self.cache is None else self.cache(pixels, images)
 
     def _per_task(self, features: Features) -> dict[str, Features]:
         return (

@@ -55,8 +55,10 @@ def load_initial_weights(cfg: DictConfig, model: MultiTaskRCNN, label_space: Lab
     left = [*cfg.checkpoint.reinit, *(name for part in random for name in parts[part])]
     reports = load_weights(model, weights, base.source, left, base.advice)
     _log.info("%s\n%s", "\n".join(told), format_report(reports))
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in random:
-        _log.warning("%s: 0 of %d tensors are in %s; it starts at random", part, len(parts[part]), base.source)
+        stays = "" if learning & {*parts[part]} else ", and solver.freeze keeps it so"
+        _log.warning("%s: 0 of %d tensors are in %s; it starts at random%s", part, len(parts[part]), base.source, stays)
 
 
 def named_parts(model: MultiTaskRCNN) -> dict[str, list[str]]:
