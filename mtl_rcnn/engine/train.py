@@ -201,6 +201,8 @@ def _start(
     if path is None:
         if cfg.checkpoint.weights:
             load_initial_weights(cfg, model, label_space)
+        elif cfg.solver.freeze:
+            logger.warning("solver.freeze: what is frozen stays at its random start; give checkpoint.weights")
         return {"iteration": 0, **dict.fromkeys(_RESUMED)}
     state = checkpoints.load(path)
     check_label_space(state["label_space"], label_space, str(path))

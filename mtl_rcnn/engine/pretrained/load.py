@@ -57,7 +57,7 @@ def load_initial_weights(cfg: DictConfig, model: MultiTaskRCNN, label_space: Lab
     _log.info("%s\n%s", "\n".join(told), format_report(reports))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in random:
-        stays = "" if learning & {*parts[part]} else ", and solver.freeze keeps it so"
+        stays = "" if learning & {*parts[part]} else ", and it is frozen: it stays so"
         _log.warning("%s: 0 of %d tensors are in %s; it starts at random%s", part, len(parts[part]), base.source, stays)
 
 
