@@ -188,6 +188,15 @@ CASES = [
     _config("a value that was left open", "network has no value", run=lambda toy: compose("predict", ["input=x"])),
     _config("a number out of range", "solver.lr=-1: expected a number above 0", run=type_("solver.lr=-1")),
     _config("a word for a number", "solver.max_iter=many: expected a whole number", run=type_("solver.max_iter=many")),
+    _config("a frozen part that does not exist", "solver.freeze: the network has no part 'trnk'; did you mean 'trunk'?",
+            run=type_("solver.freeze=[trnk]")),
+    _config("a factor of the learning rate whose name's dots were taken apart", "a name with dots stands in braces",
+            run=type_("+solver.lr_factors.backbone.fpn_output2=0.5")),
+    _config("kept features of a trunk that learns", "model.cache_features=ram: features are kept of a trunk that does "
+            "not change; add solver.freeze=[trunk]", run=type_("model.cache_features=ram")),
+    _config("kept features of images that are flipped and resized at random", "add "
+            "data.train_augment.resize.short_edge_length=800 data.train_augment.flip=null",
+            run=type_("model.cache_features=ram", "solver.freeze=[trunk]")),
     _config("a folder of configurations that is not there", "nowhere",
             run=type_("hydra.searchpath=[file:///nowhere]")),
     _config("a YAML that names os.system", "the package 'os' is not trusted here",

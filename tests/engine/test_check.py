@@ -174,6 +174,16 @@ def test_the_dry_run_trains_every_task(toy: Toy, tmp_path: Path, capsys: pytest.
     assert "gradients arrive" in capsys.readouterr().out
 
 
+def test_the_dry_run_expects_nothing_of_what_is_frozen(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = ("solver.freeze=[trunk,mask]", "threads=1", "dry_run_steps=4")
+    report = check(check_config(toy_data(toy), tmp_path, "dry_run=auto", *frozen))
+    assert report.probe.faults == []
+    assert {probe.task for probe in report.probe.tasks if not probe.learns} == {"mask"}
+    assert "frozen with the trunk" in capsys.readouterr().out
+
+
 def test_a_dry_run_of_faulty_data_is_made_only_when_asked_for(toy: Toy, tmp_path: Path) -> None:
     spoilt(toy, PLANTS["count of keypoints"])
     auto = check(check_config(toy_data(toy), tmp_path / "a", "dry_run=auto"))

@@ -63,6 +63,23 @@ def test_parts_learn_at_their_own_rate_through_the_whole_schedule(network: Multi
             assert rate == pytest.approx(base * factor, rel=1e-2), name  # weights are float32
 
 
+def test_a_pattern_counts_more_than_a_part_and_the_last_of_several(network: MultiTaskRCNN) -> None:
+    factors = {"backbone.fpn_*": 3.0, "*.fpn_output[23].*": 5.0, "trunk": 0.5, "*.res5.*": 0.25, "*.bias": 1.0}
+    rates = _rates(network, {**PLAIN, "lr": 1.0, "lr_factors": factors, "layer_decay": 0.5})
+    depths = {"stem": 5, "res2": 4, "res3": 3, "res4": 2, "res5": 1}
+    for name, rate in rates.items():
+        words = name.split(".")
+        factor = 0.5 if words[0] == "backbone" else 1.0
+        if words[1].startswith("fpn_"):
+            factor = 5.0 if words[1] in ("fpn_output2", "fpn_output3") else 3.0
+        if "res5" in words:
+            factor = 0.25
+        if words[-1] == "bias":
+            factor = 1.0
+        decay = 0.5 ** depths[words[2]] if words[1] == "bottom_up" else 1.0
+        assert rate == pytest.approx(factor * decay, rel=1e-4), name
+
+
 def test_layers_of_the_trunk_learn_slower_towards_the_image(network: MultiTaskRCNN) -> None:
     rates = _rates(network, {**PLAIN, "lr": 1.0, "layer_decay": 0.5, "lr_factors": {"trunk": 0.4}})
     powers = {"stem": 5, "res2": 4, "res3": 3, "res4": 2, "res5": 1}
