@@ -53,7 +53,7 @@ def cache_features(cfg: DictConfig, model: MultiTaskRCNN) -> None:
     In a folder they lie under a digest of these weights, of the trunk's configuration and of the pixels' statistics.
 
     Raises:
-        ConfigError: the trunk learns, or the folder cannot be written to.
+        ConfigError: the trunk learns, or the folder cannot be made.
     """
     where = cfg.model.cache_features
     if where is None:

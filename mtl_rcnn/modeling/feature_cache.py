@@ -95,7 +95,7 @@ class FolderStore:
         folder: made if missing.
 
     Raises:
-        OSError: it cannot be made, or written to.
+        OSError: it cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:

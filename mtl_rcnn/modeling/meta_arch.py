@@ -52,7 +52,7 @@ class MultiTaskRCNN(nn.Module):
         self.split: FeatureSplit | None = None
         """Gives every task features of its own in training, where something is to be done with its gradients."""
         self.cache: FeatureCache | None = None
-        """Stands for the trunk where losses are computed, if the trunk does not change."""
+        """Stands for the trunk in training, if the trunk does not change."""
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
 
@@ -119,7 +119,8 @@ class MultiTaskRCNN(nn.Module):
         return InferenceNetwork(self)(list(images), list(image_sizes))
 
     def _features(self, pixels: Sequence[Tensor], images: ImageList) -> Features:
-        return self.backbone(images.tensor) if self.cache is None else self.cache(pixels, images)
+        kept = self.cache is not None and self.training
+        return self.cache(pixels, images) if kept else self.backbone(images.tensor)
 
     def _per_task(self, features: Features) -> dict[str, Features]:
         return (

@@ -20,6 +20,7 @@ from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.schedule import build_optimizer
 from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.evaluation.inference import evaluation_mode
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -122,6 +123,18 @@ def test_each_image_and_each_way_to_look_at_it_is_computed_once(where: str, tmp_
     assert runs(model, first.flip(2)) == 1
     assert runs(model, first[:, :40]) == 1
     assert runs(model, first.float()) == 1
+
+
+def test_only_training_keeps_anything(tmp_path: Path) -> None:
+    model, batch = network(tmp_path / "features"), [make_sample(0, (64, 96), 2)]
+    with counted_trunk() as seen:
+        with evaluation_mode(model):
+            model.losses(batch)  # as validation losses are
+            model(batch)
+        assert (len(seen), len(list(tmp_path.rglob("*.pt")))) == (2, 0)
+        model(batch)
+        model(batch)
+    assert (len(seen), len(list(tmp_path.rglob("*.pt")))) == (3, 1)
 
 
 def test_features_of_another_trunk_are_not_found(tmp_path: Path) -> None:
