@@ -35,8 +35,13 @@ class Scalarizer(nn.Module):
         super().__init__()
         self.parts = tuple(parts)
         self.tasks = tuple(dict.fromkeys(part.split("/")[0] for part in parts))
-        self.fixed = _fixed_weights(self.parts, self.tasks, weights or {})
+        self._given = _fixed_weights(self.parts, self.tasks, weights or {})
+        self.fixed = dict(self._given)
         self._factors = dict(self.fixed)
+
+    def scale(self, factors: Mapping[str, float]) -> None:
+        """Sets the fixed weights to those given, times a factor of each task (1 where there is none)."""
+        self.fixed = {part: weight * factors.get(part.split("/")[0], 1.0) for part, weight in self._given.items()}
 
     def scalar(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to minimise, float64.

@@ -7,12 +7,12 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 
 __all__ = ["in_iterations", "is_epochs"]
 
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
-_KEYS = ("max_iter", "steps", "warmup_iters", "eval_period", "checkpoint_period", "log_period")
+_KEYS = ("max_iter", "steps", "warmup_iters", "eval_period", "checkpoint_period", "log_period", "task_schedule")
 
 
 def is_epochs(value: Any) -> bool:
@@ -30,15 +30,19 @@ def in_iterations(cfg: DictConfig, images: float) -> DictConfig:
     """
     copy: Any = cfg.copy()
     for key in _KEYS:
-        value = copy.solver[key]
-        if isinstance(value, ListConfig):
-            copy.solver[key] = [_iterations(entry, images, copy.solver.batch_size) for entry in value]
-        else:
-            copy.solver[key] = _iterations(value, images, copy.solver.batch_size)
+        if key in copy.solver:
+            value = copy.solver[key]
+            plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            copy.solver[key] = _iterations(plain, images, copy.solver.batch_size)
     return copy
 
 
 def _iterations(value: Any, images: float, batch_size: int) -> Any:
+    """A value, or every one that lies in it."""
+    if isinstance(value, dict):
+        return {key: _iterations(entry, images, batch_size) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_iterations(entry, images, batch_size) for entry in value]
     epochs = _epochs(value)
     return value if epochs is None else math.ceil(epochs * images / batch_size)
 

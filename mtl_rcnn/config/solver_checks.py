@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.part_names import TRUNK, check_part
+from mtl_rcnn.config.task_plans import check_task_schedule
 from mtl_rcnn.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ def check_solver(cfg: DictConfig) -> None:
         _check_accumulate(cfg, solver)
         _check_steps(solver)
         _check_early_stop(cfg, solver)
+        check_task_schedule(cfg)
         if solver.get("val_losses") and not OmegaConf.select(cfg, "data.val"):
             raise ConfigError("solver.val_losses=true: there is no evaluation set; give one with data.val")
 

@@ -7,6 +7,7 @@ A checkpoint is one dict of plain values and tensors:
     ema: the average of the weights, which evaluation uses in place of `model`; None without one
     best: the best validation result so far, None before the first
     early_stop: `EarlyStop.state`, None without one
+    task_schedule: `TaskSchedule.state()`, None where no task may stop early
     label_space: `LabelSpace.state()`
     config: the run's configuration as plain values
     versions: {package: version} that wrote it
@@ -35,12 +36,12 @@ __all__ = ["FORMAT", "KEYS", "Checkpointer", "load", "save", "trained_weights"]
 FORMAT = 1
 KEYS = (
     *("format", "iteration", "model", "optimizer", "schedule", "scaler", "balancing"),
-    *("best", "label_space", "config", "versions", "ema", "early_stop"),
+    *("best", "label_space", "config", "versions", "ema", "early_stop", "task_schedule"),
 )
-_LATER = ("ema", "early_stop")
+_LATER = ("ema", "early_stop", "task_schedule")
 """Keys that files written before there were such things lack: there they are None."""
 _POINTER = "last_checkpoint"
-_BEST = "model_best.pth"
+_BEST = "model_best"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 _PLAIN = (int, float, bool, str, bytes, type(None), Tensor, nn.Parameter)
 _log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def trained_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 class Checkpointer:
-    """A run's checkpoints in one folder: `model_0000100.pth` ..., `model_best.pth`, `last_checkpoint`.
+    """A run's checkpoints in one folder: `model_0000100.pth` ..., `model_best.pth`, `model_best_<task>.pth`,
+    `last_checkpoint`.
 
     Every rank calls every method; rank 0 works and the others wait for it.
 
@@ -116,9 +118,10 @@ class Checkpointer:
         barrier()
         return path
 
-    def save_best(self, state: Mapping[str, Any], best: Any) -> Path:
-        """Writes `model_best.pth`: `state` with `best` (plain values) as its best result."""
-        path = self.folder / _BEST
+    def save_best(self, state: Mapping[str, Any], best: Any, task: str | None = None) -> Path:
+        """Writes `model_best.pth`, or the best network of a task, `model_best_<task>.pth`: `state` with `best` (plain
+        values) as its best result."""
+        path = self.folder / (f"{_BEST}.pth" if task is None else f"{_BEST}_{task}.pth")
         if is_main():
             save(path, {**state, "best": best})
         barrier()

@@ -3,6 +3,7 @@ checkpoint knows everything that was written before it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.distributed import broadcast_object
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.progress import UserScalars, Writers
+from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.evaluation.evaluator import Metric, find_metric
+
+logger = logging.getLogger(__name__)
 
 
 class WriteHook(HookBase):
@@ -42,6 +46,7 @@ class EvaluationHook(HookBase):
         best_metric: "dataset/task/metric", or None to keep no best.
         best: the best result so far, of the checkpoint that the run resumes from.
         early_stop: decides after each evaluation whether to go on.
+        task_schedule: decides after each evaluation which tasks go on; the run ends when none does.
     """
 
     def __init__(
@@ -54,10 +59,11 @@ class EvaluationHook(HookBase):
         best_metric: str | None,
         best: dict[str, Any] | None,
         early_stop: EarlyStop | None = None,
+        task_schedule: TaskSchedule | None = None,
     ) -> None:
         self.period, self.evaluate, self.writers = period, evaluate, writers
         self.checkpointer, self.state, self.best_metric, self.best = checkpointer, state, best_metric, best
-        self.early_stop = early_stop
+        self.early_stop, self.task_schedule = early_stop, task_schedule
         self.metrics: dict[str, Metric] = {}
 
     def after_step(self) -> None:
@@ -71,7 +77,13 @@ class EvaluationHook(HookBase):
         if self.early_stop is not None:
             self.early_stop.update(self.metrics, iteration)
             if self.early_stop.due:
+                logger.info("early stop after iteration %d: %s", iteration, self.early_stop.reason())
                 self.trainer.max_iter = iteration  # hooks after this one see the last iteration
+        if self.task_schedule is not None:
+            better = self.task_schedule.update(self.metrics, iteration)
+            self.trainer.max_iter = min(self.trainer.max_iter, self.task_schedule.end(iteration))
+            for task, best in better.items():
+                self.checkpointer.save_best(self.state(), best, task)
         if self.best_metric is not None and self._is_best(iteration):
             self.checkpointer.save_best(self.state(), self.best)
 

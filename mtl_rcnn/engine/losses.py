@@ -3,7 +3,7 @@ process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ class ReducedLosses:
             over the ranks of its gradient is the gradient of the global sum divided by the global count. With further
             micro-batches the sum is over all of them, but only the first one's has a gradient: see `further`.
         values: "task/part" -> global sum / global count, the same on every rank, for the log.
-        valid: task -> whether any image of the global batch is labelled for it.
+        valid: task -> whether it trains and any image of the global batch is labelled for it.
         faulty_ranks: ranks on which some sum is not finite.
         scales: "task/part" -> world / max(count, 1), () tensors.
     """
@@ -48,7 +48,11 @@ class ReducedLosses:
 
 
 def reduce_losses(
-    sums: Losses, samples: Sequence[Sample], ranks: Ranks, others: Sequence[Losses] = ()
+    sums: Losses,
+    samples: Sequence[Sample],
+    ranks: Ranks,
+    others: Sequence[Losses] = (),
+    resting: Collection[str] = (),
 ) -> ReducedLosses:
     """Forms the losses of this step with one reduction over the ranks. Every rank has the same keys, whatever its
     labels.
@@ -57,6 +61,7 @@ def reduce_losses(
         sums: {"task/part": (sum, count)} of this rank, of its first micro-batch if there are several.
         samples: this rank's images, of all micro-batches.
         others: sums and counts of its other micro-batches, without gradients.
+        resting: tasks that do not train in this step.
     """
     names = list(sums)
     tasks = list(dict.fromkeys(name.split("/")[0] for name in names))
@@ -77,7 +82,7 @@ def reduce_losses(
     return ReducedLosses(
         losses=losses,
         values=dict(zip(names, (totals / counts).tolist())),
-        valid=dict(zip(tasks, (labelled > 0).tolist())),
+        valid={task: images > 0 and task not in resting for task, images in zip(tasks, labelled.tolist())},
         faulty_ranks=torch.nonzero(faults).flatten().tolist(),
         scales={name: (ranks.world / count).to(own[name][0].dtype) for name, count in zip(names, counts)},
     )

@@ -42,6 +42,7 @@ from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
+from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.engine.trackers import build_trackers
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
 from mtl_rcnn.engine.weights import check_label_space, load_weights
@@ -52,7 +53,7 @@ from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
 
-_RESUMED = ("best", "balancing", "scaler", "ema", "early_stop")
+_RESUMED = ("best", "balancing", "scaler", "ema", "early_stop", "task_schedule")
 """Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
 
 _STREAM = ("seed", "solver.batch_size", "data.window", "data.repeat_thresh")
@@ -91,6 +92,7 @@ def train(cfg: DictConfig) -> Outcome:
             write_labels(folder, table)
         evaluated = val_datasets(cfg, label_space)
         sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
+        task_schedule = TaskSchedule.from_config(cfg, sets)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
         model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
         freeze(model, cfg.solver.freeze)
@@ -98,13 +100,16 @@ def train(cfg: DictConfig) -> Outcome:
         checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
         start = _start(cfg, checkpointer, model, optimizer, label_space)
         cache_features(cfg, model)
+        task_schedule.resume(start["task_schedule"])
         repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
         shares = batch_shares(cfg, datasets)
         logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats, shares))
+        if task_schedule.describe():
+            logger.info("task schedule:\n%s", task_schedule.describe())
         loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
-        trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start)
+        trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start, task_schedule)
         with _writers(cfg, folder, start["iteration"], ranks) as writers:
-            return _run(cfg, trainer, writers, checkpointer, sets, label_space, start, folder)
+            return _run(cfg, trainer, writers, checkpointer, sets, label_space, start, folder, task_schedule)
 
 
 def _run(
@@ -116,6 +121,7 @@ def _run(
     label_space: LabelSpace,
     start: Mapping[str, Any],
     folder: Path,
+    task_schedule: TaskSchedule,
 ) -> Outcome:
     evaluation: EvaluationHook | None = None
     early_stop = _early_stop(cfg, start["early_stop"])
@@ -134,6 +140,7 @@ def _run(
             "versions": versions(),
             "ema": trainer.average.state_dict() if trainer.average else None,
             "early_stop": early_stop.state if early_stop else None,
+            "task_schedule": task_schedule.state(),
         }
 
     evaluate_network = partial(evaluate_on_the_way, cfg, trainer, sets, label_space, folder, writers)
@@ -149,12 +156,13 @@ def _run(
             best_metric,
             start["best"],
             early_stop,
+            task_schedule,
         )
         hooks.append(evaluation)
     hooks.append(CheckpointHook(cfg.solver.checkpoint_period, checkpointer, state))
     trainer.register_hooks(hooks)
     over = early_stop is not None and early_stop.due  # it had ended early when it was resumed
-    trainer.train(start["iteration"], start["iteration"] if over else cfg.solver.max_iter)
+    trainer.train(start["iteration"], start["iteration"] if over else task_schedule.end(start["iteration"]))
     metrics = evaluation.metrics if evaluation else {}
     if evaluation and not metrics:  # resumed after its last iteration
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
@@ -242,6 +250,7 @@ def _trainer(
     folder: Path,
     label_space: LabelSpace,
     start: Mapping[str, Any],
+    task_schedule: TaskSchedule,
 ) -> Trainer:
     if cfg.solver.precision not in PRECISIONS:
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
@@ -261,6 +270,7 @@ def _trainer(
         cfg.solver.accumulate,
         _average(cfg, model, start["ema"]),
         cfg.seed if cfg.model.sampling == "keyed" else None,
+        task_schedule,
     )
     if start["scaler"] is not None:
         trainer.scaler.load_state_dict(start["scaler"])

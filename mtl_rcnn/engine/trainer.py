@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from mtl_rcnn.engine.losses import ReducedLosses, faulty_parts, reduce_losses
 from mtl_rcnn.engine.replay import save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
 from mtl_rcnn.engine.stopwatch import Stopwatch
+from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
+from mtl_rcnn.modeling.resting import unchanged_buffers
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +48,7 @@ class Trainer(TrainerBase):
         average: of the weights, kept up to date.
         draws: seed of what layers draw themselves, such as dropout, which is then a function of it and of the batch
             (docs/adr/0012); None leaves torch's generator alone.
+        task_schedule: says which tasks train when; None: all of them always.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Trainer(TrainerBase):
         accumulate: int = 1,
         average: WeightAverage | None = None,
         draws: int | None = None,
+        task_schedule: TaskSchedule | None = None,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
         self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
         self.draws = draws
+        self.task_schedule = task_schedule
+        self._resting: frozenset[str] = frozenset()
+        self._planned = 0
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
@@ -81,14 +88,14 @@ class Trainer(TrainerBase):
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Trains from `start_iter` steps done to `max_iter`, or until a hook lowers `self.max_iter`."""
+        self._planned = max_iter
         with suppress(_EndedEarly):
             super().train(start_iter, max_iter)
 
     def after_step(self) -> None:
-        """Detectron2's hooks, and the end if one of them has said that this step was the last."""
-        planned = self.max_iter
+        """Detectron2's hooks, and the end if one of them, now or earlier, has said that this step is the last."""
         super().after_step()
-        if self.iter + 1 == self.max_iter < planned:
+        if self.iter + 1 == self.max_iter < self._planned:
             raise _EndedEarly
 
     def run_step(self) -> None:
@@ -97,16 +104,23 @@ class Trainer(TrainerBase):
         samples = next(self.batches)
         self.watch.batch_ready()
         lr = self.schedule.apply(self.optimizer, self.iter)
+        factors = self.task_schedule.weights(self.iter) if self.task_schedule else {}
+        self.balancer.scale(factors)
+        self._resting = frozenset(task for task, factor in factors.items() if factor == 0)
         self.optimizer.zero_grad(set_to_none=True)
         reduced, logs = self._backward(samples)
+        self._leave_resting_as_they_are()
         norm = self._update()
         self.balancer.step()
         if self.balancer.looks_again:
             self.balancer.seen_again(self._look_again(samples))
         weights = self.balancer.weights()
         weighted = {name: value * weights[name] for name, value in reduced.values.items()}
-        self.scalars = {"total": sum(weighted.values()), **reduced.values, "lr": lr, "grad_norm": float(norm)}
+        values = {name: value for name, value in reduced.values.items() if name.split("/")[0] not in self._resting}
+        self.scalars = {"total": sum(weighted.values()), **values, "lr": lr, "grad_norm": float(norm)}
         self.scalars |= self.balancer.scalars()
+        if self.task_schedule is not None:
+            self.scalars |= self.task_schedule.scalars(self.iter)
         if self.scaler.is_enabled():
             self.scalars["loss_scale"] = self.scaler.get_scale()
         if self.ranks.world == self.accumulate == 1:  # of a part of the batch they would mean something else
@@ -123,7 +137,7 @@ class Trainer(TrainerBase):
         counted = [self._count(part) for part in parts[1:]]
         with self._communicating(len(parts) == 1):
             sums, logs = self._forward(self.model, parts[0])
-            reduced = reduce_losses(sums, samples, self.ranks, counted)
+            reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting)
             if reduced.faulty_ranks:
                 self._fail(parts, [sums, *counted])
             scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)
@@ -133,6 +147,12 @@ class Trainer(TrainerBase):
                 sums, _ = self._forward(self.model, part)
                 reduced.further(sums).backward()
         return reduced, logs
+
+    def _leave_resting_as_they_are(self) -> None:
+        """What has no gradient the optimizer passes over: neither weight decay nor momentum moves it."""
+        for task in self.network.tasks():
+            if task.name in self._resting:
+                task.zero_grad(set_to_none=True)
 
     def _update(self) -> torch.Tensor:
         """One step of the optimizer; returns the gradient's norm, () and not finite where float16 overflowed."""
@@ -164,7 +184,7 @@ class Trainer(TrainerBase):
             torch.manual_seed(_draw(self.draws, samples[0]["sample_index"]))
         try:
             with torch.autocast(self.ranks.device.type, dtype=self.precision or torch.bfloat16, enabled=enabled):
-                return model(samples)
+                return model(samples, self._resting)
         except FloatingPointError as error:
             # Proposals that are not finite stop this rank before the losses: the others learn of it through
             # `fail_together`.
@@ -210,14 +230,3 @@ def split(samples: list[Sample], number: int) -> list[list[Sample]]:
     """`samples` in order, as `number` micro-batches of equal size."""
     size = len(samples) // number
     return [samples[start : start + size] for start in range(0, size * number, size)]
-
-
-@contextmanager
-def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Gives every buffer, such as batch norm's statistics, the value back that it had before the block."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)

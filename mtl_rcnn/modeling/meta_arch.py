@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
 from mtl_rcnn.modeling.feature_cache import FeatureCache
 from mtl_rcnn.modeling.feature_split import FeatureSplit
 from mtl_rcnn.modeling.inference import InferenceNetwork
+from mtl_rcnn.modeling.resting import resting_losses, unchanged_buffers
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
 from mtl_rcnn.modeling.slots import DetectorSample, Features, ImageTask, LossParts, Task
 
@@ -26,7 +27,7 @@ Losses = dict[str, tuple[Tensor, Tensor]]
 class MultiTaskRCNN(nn.Module):
     """A shared trunk under any number of tasks.
 
-    Training: `forward(samples) -> (losses, logs)`. Inference: `forward(samples) -> list[Prediction]`, one per
+    Training: `forward(samples, resting) -> (losses, logs)`. Inference: `forward(samples) -> list[Prediction]`, one per
         image, in the original
     image's frame.
 
@@ -74,21 +75,29 @@ class MultiTaskRCNN(nn.Module):
         """Keys of the losses, "task/part", in slot order."""
         return [f"{task.name}/{part}" for task in self.tasks() for part in task.loss_parts]
 
-    def forward(self, samples: Sequence[Sample]) -> Any:
+    def forward(self, samples: Sequence[Sample], resting: Collection[str] = ()) -> Any:
         """Losses and log values in training mode, predictions otherwise (see the class)."""
-        return self.losses(samples) if self.training else self.predict(samples)
+        return self.losses(samples, resting) if self.training else self.predict(samples)
 
-    def losses(self, samples: Sequence[Sample]) -> tuple[Losses, dict[str, Tensor]]:
-        """Loss sums with counts by "task/part", and values for the log, of one batch."""
+    def losses(self, samples: Sequence[Sample], resting: Collection[str] = ()) -> tuple[Losses, dict[str, Tensor]]:
+        """Loss sums with counts by "task/part", and values for the log, of one batch.
+
+        Args:
+            samples: of the batch.
+            resting: tasks that do not train: their losses are 0. Nothing of them is computed, but for the proposals of
+                a detector whose boxes others train on.
+        """
         pixels = [sample["image"] for sample in samples]
         images = self._normalise(pixels)
         features = self._per_task(self._features(pixels, images))
-        by_task: dict[str, LossParts] = {}
+        by_task = {t.name: resting_losses(t, features[t.name]) for t in self.tasks() if t.name in resting}
         logs: dict[str, Tensor] = {}
-        if self.roi_heads is not None:
-            by_task, logs = self._region_losses(self.roi_heads, images, features, samples)
+        if self.roi_heads is not None and not {*self.roi_heads.names()} <= {*resting}:
+            losses, logs = self._region_losses(self.roi_heads, images, features, samples, resting)
+            by_task |= losses
         for name, task in self.image_tasks.items():
-            by_task[name] = self._image_losses(task, images, features[name], samples)
+            if name not in resting:
+                by_task[name] = self._image_losses(task, images, features[name], samples)
         return {f"{task}/{part}": value for task, parts in by_task.items() for part, value in parts.items()}, logs
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -134,9 +143,14 @@ class MultiTaskRCNN(nn.Module):
         return ImageList.from_tensors(normalised, self.backbone.size_divisibility)
 
     def _region_losses(
-        self, heads: MultiTaskROIHeads, images: ImageList, features: Mapping[str, Features], samples: Sequence[Sample]
+        self,
+        heads: MultiTaskROIHeads,
+        images: ImageList,
+        features: Mapping[str, Features],
+        samples: Sequence[Sample],
+        resting: Collection[str],
     ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
-        features = {task.name: features[task.name] for task in (heads.detector, *heads.tasks.values())}
+        features = {name: features[name] for name in heads.names()}
         valid = valid_mask(samples, heads.detector.name)
         labelled = [self._detector_sample(sample) for sample, is_valid in zip(samples, valid.tolist()) if is_valid]
         if not bool(valid.all()):
@@ -145,9 +159,14 @@ class MultiTaskRCNN(nn.Module):
             features = _of_images(features, chosen)
             sizes = [size for size, is_valid in zip(images.image_sizes, valid.tolist()) if is_valid]
             images = ImageList(images.tensor[chosen], sizes)
-        proposals, proposal_losses = heads.detector.propose(images, features[heads.detector.name], labelled)
-        losses, logs = heads.losses(features, proposals, labelled)
-        losses[heads.detector.name] = proposal_losses | losses[heads.detector.name]
+        name = heads.detector.name
+        if name in resting:
+            with torch.no_grad(), unchanged_buffers(heads.detector):
+                proposals, _ = heads.detector.propose(images, features[name], labelled)
+            return heads.losses(features, proposals, labelled, resting)
+        proposals, proposal_losses = heads.detector.propose(images, features[name], labelled)
+        losses, logs = heads.losses(features, proposals, labelled, resting)
+        losses[name] = proposal_losses | losses[name]
         return losses, logs
 
     def _detector_sample(self, sample: Sample) -> DetectorSample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -67,8 +67,16 @@ class MultiTaskROIHeads(ROIHeads):
         self.poolers = nn.ModuleDict({task.name: build_pooler(task, features) for task in (detector, *tasks)})
         self.sampler = sampler
 
+    def names(self) -> list[str]:
+        """Of the detector and the RoI tasks, in order."""
+        return [self.detector.name, *self.tasks]
+
     def losses(
-        self, features: Mapping[str, Features], proposals: list[Instances], samples: Sequence[DetectorSample]
+        self,
+        features: Mapping[str, Features],
+        proposals: list[Instances],
+        samples: Sequence[DetectorSample],
+        resting: Collection[str] = (),
     ) -> tuple[dict[str, LossParts], dict[str, Tensor]]:
         """Losses by task name, and log values, of V labelled images (V may be 0; the keys do not depend on it).
 
@@ -76,13 +84,17 @@ class MultiTaskROIHeads(ROIHeads):
             features: of each task, pyramid levels of just these images, (V, C, H, W).
             proposals: per image, `proposal_boxes` and `objectness_logits`.
             samples: per image.
+            resting: tasks that are left out.
         """
         regions = [self.label_regions(*pair) for pair in zip(proposals, samples, strict=True)]
-        raw = self.detector(self.pool(self.detector, features[self.detector.name], _boxes(regions)))
-        losses = {self.detector.name: self.detector.losses(raw, regions)}
+        losses = {}
+        if self.detector.name not in resting:
+            raw = self.detector(self.pool(self.detector, features[self.detector.name], _boxes(regions)))
+            losses[self.detector.name] = self.detector.losses(raw, regions)
         for name, task in self.tasks.items():
-            selected = task.select(regions)
-            losses[name] = task.losses(task(self.pool(task, features[name], _boxes(selected))), selected)
+            if name not in resting:
+                selected = task.select(regions)
+                losses[name] = task.losses(task(self.pool(task, features[name], _boxes(selected))), selected)
         return losses, self._logs(regions)
 
     def describe(self, features: Features, rows: dict[str, Tensor]) -> dict[str, Tensor]:
