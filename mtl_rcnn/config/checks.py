@@ -168,6 +168,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: _is_list_of_names(v) and all(name in ("wandb", "mlflow") for name in v),
     ),
     "trackers.offline": _BOOLEAN,
+    "analysis.every": _COUNT,
     "images": _COUNT,
     "threshold": _FRACTION,
     "pictures": _BOOLEAN,

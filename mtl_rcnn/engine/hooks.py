@@ -1,4 +1,4 @@
-"""What happens between steps: the log, evaluation with the best checkpoint, checkpoints. In this order, so that a
+"""What happens between steps: the log, the analysis of the tasks, evaluation with the best checkpoint, checkpoints. In this order, so that a
 checkpoint knows everything that was written before it."""
 
 from __future__ import annotations
@@ -33,6 +33,18 @@ class WriteHook(HookBase):
         if is_due(iteration, self.period, self.trainer.max_iter):
             scalars = {**self.trainer.scalars, **self.user_scalars.new()}
             self.writers.write(iteration, scalars, self.trainer.watch.timings(iteration))
+
+
+class AnalysisHook(HookBase):
+    """Writes what the trainer saw of the tasks' gradients and costs, where it looked."""
+
+    def __init__(self, writers: Writers) -> None:
+        self.writers = writers
+
+    def after_step(self) -> None:
+        analysis = self.trainer.analysis
+        if analysis is not None:
+            self.writers.write(self.trainer.iter + 1, analysis.scalars(), analysis.timings())
 
 
 class EvaluationHook(HookBase):

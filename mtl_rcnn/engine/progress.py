@@ -102,7 +102,10 @@ class ProgressWriter:
 
     def write(self, iteration: int, scalars: Mapping[str, float], timings: Mapping[str, float]) -> None:
         shown = {name: value for name, value in scalars.items() if self._shows(name)}
-        line = f"iter {iteration}/{self.max_iter}  {_format_scalars(shown)}  {_format_timings(timings)}".rstrip()
+        numbers = f"{_format_scalars(shown)}  {_format_timings(timings)}".strip()
+        if not numbers:
+            return  # metrics and the like: the line of losses stays
+        line = f"iter {iteration}/{self.max_iter}  {numbers}"
         if not self.console.is_terminal:
             # Not through rich, which would wrap it.
             print(line, file=self.console.file, flush=True)

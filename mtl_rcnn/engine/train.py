@@ -33,7 +33,7 @@ from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fa
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.freeze import cache_features, freeze
-from mtl_rcnn.engine.hooks import CheckpointHook, EvaluationHook, WriteHook
+from mtl_rcnn.engine.hooks import AnalysisHook, CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report
 from mtl_rcnn.engine.pretrained.load import load_initial_weights
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
@@ -42,6 +42,7 @@ from mtl_rcnn.engine.run import open_run, versions
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
+from mtl_rcnn.engine.task_analysis import check_analysis
 from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.engine.trackers import build_trackers
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
@@ -144,7 +145,7 @@ def _run(
         }
 
     evaluate_network = partial(evaluate_on_the_way, cfg, trainer, sets, label_space, folder, writers)
-    hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers)]
+    hooks: list[Any] = [WriteHook(cfg.solver.log_period, writers), AnalysisHook(writers)]
     if sets:
         best_metric = cfg.solver.best_metric or _default_best_metric(sets)
         evaluation = EvaluationHook(
@@ -256,6 +257,7 @@ def _trainer(
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
     balancer = build_balancer(cfg, model, start["balancing"])
     share_gradients(balancer, model, ranks, cfg.solver)
+    check_analysis(cfg.analysis.every, model)
     trainer = Trainer(
         distribute(model, ranks),
         balancer,
@@ -271,6 +273,7 @@ def _trainer(
         _average(cfg, model, start["ema"]),
         cfg.seed if cfg.model.sampling == "keyed" else None,
         task_schedule,
+        cfg.analysis.every,
     )
     if start["scaler"] is not None:
         trainer.scaler.load_state_dict(start["scaler"])

@@ -22,6 +22,7 @@ from mtl_rcnn.engine.losses import ReducedLosses, faulty_parts, reduce_losses
 from mtl_rcnn.engine.replay import save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
 from mtl_rcnn.engine.stopwatch import Stopwatch
+from mtl_rcnn.engine.task_analysis import Observation, TaskAnalysis, observed
 from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.errors import TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
@@ -49,6 +50,7 @@ class Trainer(TrainerBase):
         draws: seed of what layers draw themselves, such as dropout, which is then a function of it and of the batch
             (docs/adr/0012); None leaves torch's generator alone.
         task_schedule: says which tasks train when; None: all of them always.
+        analyse_every: iterations between looks at the tasks' gradients and costs; 0: none.
     """
 
     def __init__(
@@ -67,19 +69,21 @@ class Trainer(TrainerBase):
         average: WeightAverage | None = None,
         draws: int | None = None,
         task_schedule: TaskSchedule | None = None,
+        analyse_every: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
         self.batches, self.ranks, self.precision, self.clip = batches, ranks, precision, clip
         self.watch, self.failure, self.accumulate, self.average = watch, failure, accumulate, average
-        self.draws = draws
-        self.task_schedule = task_schedule
+        self.draws, self.task_schedule, self.analyse_every = draws, task_schedule, analyse_every
         self._resting: frozenset[str] = frozenset()
         self._planned = 0
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
         the loss; the same on every rank."""
+        self.analysis: TaskAnalysis | None = None
+        """Of the last step, if it was one to look at; under accumulation, of the first micro-batch of every rank."""
 
     @property
     def network(self) -> nn.Module:
@@ -136,11 +140,15 @@ class Trainer(TrainerBase):
         parts = split(samples, self.accumulate)
         counted = [self._count(part) for part in parts[1:]]
         with self._communicating(len(parts) == 1):
-            sums, logs = self._forward(self.model, parts[0])
+            with self._observed() as observation:
+                sums, logs = self._forward(self.model, parts[0])
             reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting)
             if reduced.faulty_ranks:
                 self._fail(parts, [sums, *counted])
             scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)
+            self.analysis = observation and observation.analyse(
+                sums, reduced, self.balancer.weights(), self.ranks, self.scaler.get_scale()
+            )
             self.scaler.scale(scalar).backward()
         for index, part in enumerate(parts[1:], 2):
             with self._communicating(index == len(parts)):
@@ -173,6 +181,10 @@ class Trainer(TrainerBase):
         """The losses of a batch over all ranks, with the weights as they are now; leaves no graph."""
         first, *others = [self._count(part) for part in split(samples, self.accumulate)]
         return reduce_losses(first, samples, self.ranks, others).values
+
+    def _observed(self) -> AbstractContextManager[Observation | None]:
+        due = self.analyse_every > 0 and (self.iter + 1) % self.analyse_every == 0
+        return observed(self.network) if due else nullcontext()
 
     def _communicating(self, last: bool) -> AbstractContextManager[None]:
         """DDP sums gradients over the ranks only in the backward pass of the last micro-batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
 from mtl_rcnn.modeling.feature_cache import FeatureCache
-from mtl_rcnn.modeling.feature_split import FeatureSplit
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.resting import resting_losses, unchanged_buffers
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
@@ -50,8 +49,9 @@ class MultiTaskRCNN(nn.Module):
         self.backbone = backbone
         self.roi_heads = roi_heads
         self.image_tasks = nn.ModuleDict({task.name: task for task in image_tasks})
-        self.split: FeatureSplit | None = None
-        """Gives every task features of its own in training, where something is to be done with its gradients."""
+        self.split: Callable[[Features], dict[str, Features]] | None = None
+        """Gives every task features of its own in training, where something is to be done with its gradients; such as
+        a `FeatureSplit`."""
         self.cache: FeatureCache | None = None
         """Stands for the trunk in training, if the trunk does not change."""
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
