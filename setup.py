@@ -57,6 +57,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "mtl-rcnn-analyze-tasks=mtl_rcnn.console:analyze_tasks",
             "mtl-rcnn-train=mtl_rcnn.console:train",
             "mtl-rcnn-compare-tasks=mtl_rcnn.console:compare_tasks",
             "mtl-rcnn-evaluate=mtl_rcnn.console:evaluate",

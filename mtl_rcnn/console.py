@@ -79,6 +79,14 @@ def report(cfg: DictConfig) -> None:
     report_run(cfg)
 
 
+@config.main("analyze_tasks")
+def analyze_tasks(cfg: DictConfig) -> None:
+    """Says which tasks' gradients agree or conflict (`configs/analyze_tasks.yaml`)."""
+    from mtl_rcnn.engine.analyze_tasks import analyze_tasks as run
+
+    run(cfg)
+
+
 @config.main("pseudo_label")
 def pseudo_label(cfg: DictConfig) -> None:
     """Labels a data set with a trained network (`configs/pseudo_label.yaml`)."""

@@ -169,6 +169,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "trackers.offline": _BOOLEAN,
     "analysis.every": _COUNT,
+    "batches": _POSITIVE_COUNT,
+    "batch_size": ("null or a whole number of at least 1", lambda v: v is None or _POSITIVE_COUNT[1](v)),
     "images": _COUNT,
     "threshold": _FRACTION,
     "pictures": _BOOLEAN,

@@ -1,5 +1,5 @@
-"""What happens between steps: the log, the analysis of the tasks, evaluation with the best checkpoint, checkpoints. In this order, so that a
-checkpoint knows everything that was written before it."""
+"""What happens between steps: the log, the analysis of the tasks, evaluation with the best checkpoint, checkpoints. In
+this order, so that a checkpoint knows everything that was written before it."""
 
 from __future__ import annotations
 

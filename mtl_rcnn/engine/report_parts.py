@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from mtl_rcnn.engine.progress import read_metrics as read_progress
+from mtl_rcnn.engine.task_analysis import PREFIX as ANALYSIS
 from mtl_rcnn.evaluation.analysis import analysis_path
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.visualize.charts import Series, line_chart
@@ -101,6 +102,7 @@ def training_charts(path: Path, tasks: Sequence[str]) -> list[Chart]:
         }
         charts.append(_chart(f"{task}: losses", {**parts, **validation}, log=True))
     charts += _metric_charts(series)
+    charts += _gradient_charts(series, tasks)
     charts += [
         _chart("learning rate", {"lr": series.get("lr")}),
         _chart("gradient norm", {"grad_norm": series.get("grad_norm")}, log=True),
@@ -164,9 +166,23 @@ def _metric_charts(series: Mapping[str, Series]) -> list[Chart]:
     panels: dict[tuple[str, str], dict[str, Series]] = {}
     for name, entry in series.items():
         parts = name.split("/")
-        if len(parts) == 3 and len(entry.x) > 1 and not parts[2].startswith("loss"):
+        measured = len(parts) == 3 and len(entry.x) > 1
+        if measured and not parts[2].startswith("loss") and not name.startswith(ANALYSIS):
             panels.setdefault((parts[0], parts[2]), {})[parts[1]] = entry
     return [_chart(f"{metric} on {dataset}", lines) for (dataset, metric), lines in panels.items()]
+
+
+def _gradient_charts(series: Mapping[str, Series], tasks: Sequence[str]) -> list[Chart]:
+    """What an analysis of the tasks saw (`analysis.every`): gradient norms, and each task's cosines with the others."""
+    norms = {task: series.get(f"{ANALYSIS}grad_norm/{task}") for task in tasks}
+    charts = [_chart("gradient norms at the shared features", norms, log=True)]
+    for task in tasks if len(tasks) > 2 else tasks[:1]:  # of two tasks there is one cosine
+        cosines = {
+            other: series.get(f"{ANALYSIS}cosine/{task}/{other}") or series.get(f"{ANALYSIS}cosine/{other}/{task}")
+            for other in tasks
+        }
+        charts.append(_chart(f"cosine with the gradient of {task}", cosines))
+    return charts
 
 
 def _chart(title: str, lines: Mapping[str, Series | None], log: bool = False) -> Chart:

@@ -30,12 +30,16 @@ def open_run(cfg: DictConfig, ranks: Ranks) -> Path:
     setup_logging(folder, ranks)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    if ranks.device.type == "cpu":
-        # Parallel accumulation of gradients is not reproducible on the CPU unless asked for; what has no such
-        # version only warns.
+    repeatable(ranks.device)
+    return folder
+
+
+def repeatable(device: torch.device) -> None:
+    """Makes equal runs give equal gradients, on the CPU: parallel accumulation does not unless asked to. What has no
+    such version only warns."""
+    if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    return folder
 
 
 def setup_logging(folder: Path | None, ranks: Ranks) -> None:
