@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from analysis_worker import METHODS, train
-from balance_worker import KINDS, ORDERS, SMALL, STEPS, TASKS, Bench
+from analysis_worker import METHODS, STEPS, train
+from balance_worker import KINDS, ORDERS, SMALL, TASKS, Bench
 from ranks import ROOT, run_ranks
 from test_train import TASKS as ALL_TASKS
 from test_train import toy_config
@@ -74,9 +74,9 @@ def test_what_the_parts_keep_is_what_the_whole_pass_keeps(kind: str, toy: Toy) -
     need_tasks(*TASKS, *REGIONS)
     model, samples = network(kind, toy)
     saved: list[torch.Tensor] = []
-    with model.backbone.register_forward_hook(lambda module, given, found: saved.extend(found.values())):
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
-            sums, _ = model(samples)
+    features = model.backbone.register_forward_hook(lambda module, given, found: saved.extend(found.values()))
+    with features, torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
+        sums, _ = model(samples)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
     for weight in (*model.parameters(), *model.buffers()):
         storages.pop(weight.untyped_storage().data_ptr(), None)
@@ -110,36 +110,33 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     for world in (1, 2):
         for status, output in run_ranks([str(ROOT / "tests" / "balancing" / "analysis_worker.py"), str(folder)], world):
             assert status == 0, output
-    return {path.stem: torch.load(path) for path in Path(folder).glob("*.pt")}
+    return {path.stem: torch.load(path, weights_only=False) for path in Path(folder).glob("*.pt")}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_see_what_one_sees(method: str, results: dict[str, dict[str, Any]]) -> None:
-    whole, first, second = (results[name][method] for name in ("world1_rank0", "world2_rank0", "world2_rank1"))
-    assert first["norms"] == second["norms"]
-    assert first["cosines"] == second["cosines"]
-    for step in range(STEPS):
-        assert first["norms"][step] == pytest.approx(whole["norms"][step], rel=1e-8)
-        assert first["cosines"][step] == pytest.approx(whole["cosines"][step], abs=1e-8)
+    runs = [results[name][method]["analysed"] for name in ("world1_rank0", "world2_rank0", "world2_rank1")]
+    for whole, first, second in zip(*(run["seen"] for run in runs)):
+        assert (first.norms, first.cosines) == (second.norms, second.cosines)
+        assert first.norms == pytest.approx(whole.norms, rel=1e-8)
+        assert first.cosines == pytest.approx(whole.cosines, abs=1e-8)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_train_the_same_bit_for_bit_whether_looked_at_or_not(
     method: str, results: dict[str, dict[str, Any]]
 ) -> None:
-    for found in results.values():
-        plain, analysed = found[method]["plain"], found[method]["analysed"]
-        assert all(torch.equal(tensor, analysed[name]) for name, tensor in plain.items())
+    for rank in (0, 1):
+        runs = results[f"world2_rank{rank}"][method]
+        assert all(torch.equal(tensor, runs["plain"]["model"][k]) for k, tensor in runs["analysed"]["model"].items())
 
 
 @pytest.mark.parametrize(
     ("method", "precision", "accumulate"),
     [
         ("sum", "float32", 2),
-        ("sum", "bfloat16", 1),
         ("sum", "float16", 1),
-        ("famo", "float32", 1),
-        ("gradnorm", "float32", 1),
+        ("famo", "bfloat16", 1),
         ("pcgrad", "float32", 1),
     ],
 )
@@ -148,21 +145,11 @@ def test_a_network_trains_the_same_bit_for_bit_whether_looked_at_or_not(
 ) -> None:
     need_tasks(*TASKS)
     bench = Bench(toy)
-    runs = [train(bench, method, ALONE, every, precision, accumulate, torch.float32) for every in (0, 1, 2)]
-    for run in runs[1:]:
-        assert all(torch.equal(tensor, run["model"][name]) for name, tensor in runs[0]["model"].items())
-        assert (run["split"] is None) == (runs[0]["split"] is None)
-    assert [step is not None for step in runs[2]["seen"]] == [False, True, False, True, False]
-    assert all(step is None for step in runs[0]["seen"])
-
-
-def test_all_tasks_train_the_same_bit_for_bit_whether_looked_at_or_not(toy: Toy, tmp_path: Path) -> None:
-    found = []
-    for every in (0, 2):
-        whole_run(toy_config(toy, tmp_path / str(every), f"analysis.every={every}", "data.val=[]"))
-        state = checkpoints.load(tmp_path / str(every) / "model_0000004.pth")
-        found.append({**state["model"], "momentum": state["optimizer"]["state"][0]["momentum_buffer"]})
-    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    plain, analysed = (train(bench, method, ALONE, every, precision, accumulate, torch.float32) for every in (0, 2))
+    assert all(torch.equal(tensor, analysed["model"][name]) for name, tensor in plain["model"].items())
+    assert [step is not None for step in analysed["seen"]] == [False, True, False]
+    assert all(step is None for step in plain["seen"])
+    assert analysed["split"] == plain["split"] == (method == "pcgrad")
 
 
 def test_tasks_without_labels_are_left_out(toy: Toy) -> None:
@@ -191,15 +178,17 @@ def test_the_loss_scale_is_divided_out_and_steps_that_overflow_are_left_out(toy:
             assert other.cosines == pytest.approx(one.cosines, abs=0.05)
 
 
-def test_a_run_logs_what_it_sees_and_resumes_exactly(toy: Toy, tmp_path: Path) -> None:
-    options = ["analysis.every=2", "data.val=[]", "solver.log_period=3", "solver.steps=[]"]
-    folders = [tmp_path / "whole", tmp_path / "halves"]
-    whole_run(toy_config(toy, folders[0], *options, "solver.max_iter=5"))
-    for last in (3, 5):
-        whole_run(toy_config(toy, folders[1], *options, f"solver.max_iter={last}"))
+def test_a_run_logs_what_it_sees_trains_as_ever_and_resumes_exactly(toy: Toy, tmp_path: Path) -> None:
+    options = ["data.val=[]", "solver.log_period=3", "solver.steps=[]", "solver.warmup_iters=0"]
+    folders = [tmp_path / name for name in ("whole", "halves", "plain")]
+    for folder, every, last in zip([*folders, folders[1]], (2, 2, 0, 2), (5, 3, 5, 5)):
+        whole_run(toy_config(toy, folder, *options, f"analysis.every={every}", f"solver.max_iter={last}"))
+    whole, halves, plain = (checkpoints.load(folder / "model_0000005.pth")["model"] for folder in folders)
+    assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in whole.items())
     first, second = (
         [row for row in read_metrics(folder / "metrics.jsonl") if any(name.startswith("analysis/") for name in row)]
-        for folder in folders
+        for folder in folders[:2]
     )
     assert [row["iteration"] for row in first] == [2, 4]
     assert second == first
