@@ -50,9 +50,10 @@ def _run(command: str, folder: Path) -> str:
     _, script, *given = shlex.split(command)
     smaller = SMALLER[Path(script).name]
     replaced = [word.split("=")[0] for word in smaller if "=" in word]
-    kept = [word for word in given if word.split("=")[0] not in replaced]
+    words = [*(word for word in given if word.split("=")[0] not in replaced), *smaller]
+    words.sort(key=lambda word: "=" not in word)  # options follow the configuration's keys
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / script), *kept, *smaller],
+        [sys.executable, "-W", "ignore", str(ROOT / script), *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -91,6 +91,7 @@ def _loader(restored: Restored, cfg: DictConfig, ranks: Ranks) -> Loader:
 
 def _analyses(restored: Restored, loader: Loader, number: int, ranks: Ranks) -> Iterator[TaskAnalysis]:
     model, run_cfg = restored.model.train(), restored.cfg
+    model.backbone.requires_grad_(True)  # features have gradients even where nothing of the trunk learns
     weights = WeightedSum(model.loss_names(), run_cfg.balancing.get("weights")).weights()
     total = number * run_cfg.solver.batch_size
     with Progress("analysing the tasks", total, enabled=ranks.is_main) as progress, unchanged_buffers(model):

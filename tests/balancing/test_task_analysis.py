@@ -204,11 +204,14 @@ def test_a_run_logs_what_it_sees_trains_as_ever_and_resumes_exactly(toy: Toy, tm
     assert not any("/" not in name for name in timed[0] if name != "iteration")
 
 
-def test_a_frozen_trunk_has_nothing_to_look_at() -> None:
-    need_tasks("image_label")
-    model = tiny_model(("image_label",))
+def test_a_frozen_trunk_has_no_gradients_to_look_at(toy: Toy) -> None:
+    need_tasks(*TASKS)
+    model, samples = network("images", toy)
     check_analysis(5, model)
     model.backbone.requires_grad_(False)
+    analysis = look(model, samples, dict.fromkeys(model.loss_names(), 1.0))
+    assert (analysis.norms, analysis.cosines, analysis.finite) == ({}, {}, True)
+    assert set(analysis.forward_ms) == set(model.parts())
     check_analysis(0, model)
     with pytest.raises(ConfigError, match=r"analysis\.every=5: the whole trunk is frozen"):
         check_analysis(5, model)
