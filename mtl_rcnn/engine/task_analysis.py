@@ -208,8 +208,8 @@ class _Kept:
 
 def _gradients(loss: Tensor, levels: Features, task: nn.Module) -> list[Tensor]:
     """Of a loss, with respect to each level. Those of the task's weights are found with them, since they are a part of
-    what its backward pass costs, and thrown away: `grad` adds nothing up and does not call DDP. Zeros where the trunk or
-    the task is frozen for now."""
+    what its backward pass costs, and thrown away: `grad` adds nothing up and does not call DDP. Zeros where the trunk
+    or the task is frozen for now."""
     if not (loss.requires_grad and all(level.requires_grad for level in levels.values())):
         return [torch.zeros_like(level) for level in levels.values()]
     weights = [parameter for parameter in task.parameters() if parameter.requires_grad]
