@@ -31,7 +31,7 @@ class PCGrad(GradientBalancer):
 
 
 class MGDA(GradientBalancer):
-    """The shortest vector of the convex hull of the gradients, times K (Sener and Koltun, arXiv 1810.04650; on the
+    """The shortest vector of the convex hull of the gradients, times K (Sener and Koltun, arXiv 1810.04650; at the
     features, their MGDA-UB, section 3.3)."""
 
     def weigh(self, gramian: Tensor) -> Tensor:
@@ -71,14 +71,20 @@ class CAGrad(GradientBalancer):
     equation 5), times K. Needs the extra "cagrad".
 
     Args:
-        parts, weights, seed: see `GradientBalancer`.
+        parts, weights, seed, at: see `GradientBalancer`.
         c: radius of the ball around the mean, in lengths of it; 0 is the plain sum.
     """
 
     def __init__(
-        self, parts: Sequence[str], weights: Mapping[str, float] | None = None, *, c: float = 0.4, seed: int = 0
+        self,
+        parts: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+        *,
+        c: float = 0.4,
+        seed: int = 0,
+        at: str = "features",
     ) -> None:
-        super().__init__(parts, weights, seed=seed)
+        super().__init__(parts, weights, seed=seed, at=at)
         if c < 0:
             raise ConfigError(f"balancing.c={c}: expected a number of at least 0")
         self.weighting = _cagrad(c)

@@ -19,16 +19,17 @@ class GradNorm(GradientBalancer):
     G_i is the norm of the gradient of w_i L_i, r_i = (L_i / L_i(0)) / mean_k L_k / L_k(0). Adam lowers
     sum_i |G_i - mean(G) r_i^alpha| over w, the second term a constant; then w is scaled to the sum K again.
 
-    Departures: G_i is taken at the features, which the last shared layer puts out, in place of that layer's weights;
-    L_i(0) is the mean over the first `start` steps with the task, in which its weight stays as it is, since the first
-    batch alone says little about a detector's losses. Tasks that are absent from a batch are left out of its means,
-    and keep their weights.
+    Departures: G_i is taken at the features, which the last shared layer puts out, or at all parameters of the trunk,
+    as LibMTL does, in place of that layer's weights; L_i(0) is the mean over the first `start` steps with the task, in
+    which its weight stays as it is, since the first batch alone says little about a detector's losses. Tasks that are
+    absent from a batch are left out of its means, and keep their weights.
 
     Args:
         parts, weights: see `Scalarizer`.
         alpha: how strongly slow tasks are preferred; 0 makes all norms equal.
         lr: of Adam.
         start: steps whose losses make L_i(0).
+        at: see `GradientBalancer`.
 
     Raises:
         ConfigError: `alpha` negative or `start` below 1.
@@ -42,8 +43,9 @@ class GradNorm(GradientBalancer):
         alpha: float = 1.5,
         lr: float = 0.025,
         start: int = 20,
+        at: str = "features",
     ) -> None:
-        super().__init__(parts, weights)
+        super().__init__(parts, weights, at=at)
         if alpha < 0:
             raise ConfigError(f"balancing.alpha={alpha}: expected a number of at least 0")
         if start < 1:
@@ -55,6 +57,7 @@ class GradNorm(GradientBalancer):
         self.register_buffer("sums", torch.zeros(number, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(number, dtype=torch.float64))
         self._losses = torch.zeros(number, dtype=torch.float64)
+        self._task_weights = dict.fromkeys(self.tasks, 1.0)
 
     def scalar(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum with the weights as they are."""
@@ -66,10 +69,10 @@ class GradNorm(GradientBalancer):
         self.counts[first] += 1
         return (torch.stack([self.numbers[place].detach() for place in places]) * values).sum()
 
-    def combine(self, gradients: list[list[Tensor]]) -> list[Tensor]:
-        """The plain sum of the gradients, which are weighted already; leaves the gradients of the weights."""
-        self._learn(self.reduce(self.gramian(gradients)).cpu())
-        return self.weighted_sum(gradients, [1.0] * len(gradients))
+    def choose(self, gramian: Tensor) -> list[float]:
+        """1, since gradients are weighted already; leaves the gradients of the weights."""
+        self._learn(gramian)
+        return [1.0] * len(self.tasks)
 
     def scalars(self) -> dict[str, float]:
         """The weights of the tasks in the last step."""

@@ -31,6 +31,9 @@ class Scalarizer(nn.Module):
     adaptive = True
     """Whether weights depend on anything but the configuration."""
 
+    looks_ahead = False
+    """Whether it is to see the gradients of all micro-batches before any goes into the trunk."""
+
     def __init__(self, parts: Sequence[str], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.parts = tuple(parts)

@@ -156,6 +156,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": ("null or a whole number of at least 1", lambda v: v is None or (_is_integer(v) and v >= 1)),
     "model.cache_features": ("null, ram, or a folder", lambda v: v is None or (isinstance(v, str) and v != "")),
+    "balancing.at": _one_of("features", "parameters"),
     "checkpoint.keep": _POSITIVE_COUNT,
     "evaluation.pictures": _BOOLEAN,
     "evaluation.worst_images": _COUNT,

@@ -32,27 +32,22 @@ def share_gradients(balancer: Scalarizer, model: MultiTaskRCNN, ranks: Ranks, so
     """Lets a method on gradients see those of every task, if it is one.
 
     Raises:
-        ConfigError: nothing of the trunk learns, or batches are cut into micro-batches.
+        ConfigError: nothing of the trunk learns.
     """
     if not isinstance(balancer, GradientBalancer):
         return
-    name = type(balancer).__name__
     if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
         raise ConfigError(
-            f"balancing: {name} combines the tasks' gradients in the trunk, and the whole trunk is frozen; choose "
-            "balancing=sum, or train a part of it (solver.freeze, model.backbone.freeze_at)"
-        )
-    if solver.accumulate > 1:
-        raise ConfigError(
-            f"balancing: {name} needs the gradients of a whole batch, and solver.accumulate={solver.accumulate} cuts "
-            "it into micro-batches; set solver.accumulate=1, or choose a method on losses"
+            f"balancing: {type(balancer).__name__} combines the tasks' gradients in the trunk, and the whole trunk is "
+            "frozen; choose balancing=sum, or train a part of it (solver.freeze, model.backbone.freeze_at)"
         )
     if ranks.world > 1:
         # A group of its own: gradients of the heads are on their way in the default one while the tasks' meet.
         group = dist.new_group()
         balancer.reduce = partial(_sum_over, group)
     balancer.overflows = solver.precision == "float16"
-    model.split = FeatureSplit(balancer.tasks, balancer.combine)
+    trunk = model.backbone if balancer.at == "parameters" else None
+    model.split = FeatureSplit(balancer.tasks, balancer.combine, trunk)
 
 
 def _sum_over(group: dist.ProcessGroup, tensor: Tensor) -> Tensor:

@@ -34,16 +34,15 @@ class ReducedLosses:
     faulty_ranks: list[int]
     scales: dict[str, Tensor]
 
-    def further(self, sums: Losses) -> Tensor:
+    def further(self, sums: Losses, weights: Mapping[str, float]) -> Tensor:
         """What another micro-batch of this rank adds to the scalar that is minimised.
 
-        Only its gradient means anything: that of sum_i w_i L_i, where w_i is the balancer's gradient with respect to
-        the whole batch's loss i. Call it after the first micro-batch's backward pass, which leaves w_i in `losses`,
-        scaled as that pass was.
+        Only its gradient means anything: that of sum_i w_i L_i.
+
+        Args:
+            sums: of the micro-batch.
+            weights: w_i by "task/part", the balancer's derivatives with respect to the whole batch's losses.
         """
-        weights = {
-            name: torch.zeros_like(loss) if loss.grad is None else loss.grad for name, loss in self.losses.items()
-        }
         return torch.stack([sums[name][0] * self.scales[name] * weight for name, weight in weights.items()]).sum()
 
 
@@ -76,9 +75,6 @@ def reduce_losses(
     counts, totals, labelled, faults = reduced.split([len(names), len(names), len(tasks), ranks.world])
     counts = counts.clamp(min=1)
     losses = {name: own[name][0] * ranks.world / count.to(own[name][0].dtype) for name, count in zip(names, counts)}
-    for loss in losses.values():
-        if others and loss.requires_grad:
-            loss.retain_grad()
     return ReducedLosses(
         losses=losses,
         values=dict(zip(names, (totals / counts).tolist())),

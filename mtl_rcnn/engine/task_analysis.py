@@ -122,12 +122,9 @@ class Observation:
         norms, cosines = _geometry(list(features), gramian) if finite else ({}, {})
         return TaskAnalysis(norms, cosines, finite, self.forward_ms, backward_ms, self.saved_mib)
 
-    def hand_out(
-        self, split: Callable[[Features], dict[str, Features]] | None, features: Features
-    ) -> dict[str, Features]:
-        """In place of `split`: ends the trunk's part."""
-        tasks = [task.name for task in self._network.tasks()]
-        self._features = dict.fromkeys(tasks, features) if split is None else split(features)
+    def hand_out(self, of: Callable[[Features], dict[str, Features]], features: Features) -> dict[str, Features]:
+        """In place of the network's own `hand_out`: ends the trunk's part."""
+        self._features = of(features)
         for level in features.values():
             self._kept(level)
         self._end(TRUNK)
@@ -149,18 +146,18 @@ class Observation:
 @contextmanager
 def observed(network: MultiTaskRCNN) -> Iterator[Observation]:
     """Observes one forward pass in training mode. The network computes what it would compute otherwise."""
-    split, tasks = network.split, network.tasks()
+    tasks = network.tasks()
     observation = Observation(network)
-    network.split = partial(observation.hand_out, split)
+    network.hand_out = partial(observation.hand_out, network.hand_out)
     for task in tasks:
         task.losses = partial(observation.losses, task, task.losses)
     try:
         with torch.autograd.graph.saved_tensors_hooks(observation._kept, lambda tensor: tensor):
             yield observation
     finally:
-        network.split = split
+        del network.hand_out  # the class has its own
         for task in tasks:
-            del task.losses  # the class has its own
+            del task.losses
         observation._kept.forget()
 
 

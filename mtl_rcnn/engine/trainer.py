@@ -135,26 +135,54 @@ class Trainer(TrainerBase):
         """Adds up the gradients of one batch, cut into micro-batches, as if it were whole: docs/adr/0008.
 
         The losses' counts follow from the forward pass. All micro-batches but the first therefore run it twice: first
-        without a graph, for their sums and counts, then, when the divisors are known, for their gradients.
+        without a graph, for their sums and counts, then, when the divisors are known, for their gradients. A balancer
+        that looks ahead has every micro-batch run once more in between: docs/adr/0020.
         """
         parts = split(samples, self.accumulate)
         counted = [self._count(part) for part in parts[1:]]
-        with self._communicating(len(parts) == 1):
-            with self._observed() as observation:
-                sums, logs = self._forward(self.model, parts[0])
-            reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting)
-            if reduced.faulty_ranks:
-                self._fail(parts, [sums, *counted])
-            scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)
-            self.analysis = observation and observation.analyse(
-                sums, reduced, self.balancer.weights(), self.ranks, self.scaler.get_scale()
-            )
-            self.scaler.scale(scalar).backward()
-        for index, part in enumerate(parts[1:], 2):
+        if counted and self.balancer.looks_ahead:
+            reduced, logs = self._look_ahead(samples, parts, counted)
+        else:
+            with self._communicating(not counted):
+                scalar, reduced, logs = self._balanced(self.model, samples, parts, counted)
+                scalar.backward()
+            parts = parts[1:]
+        for index, part in enumerate(parts, 1):
             with self._communicating(index == len(parts)):
-                sums, _ = self._forward(self.model, part)
-                reduced.further(sums).backward()
+                self._further(self.model, part, reduced).backward()
         return reduced, logs
+
+    def _look_ahead(
+        self, samples: list[Sample], parts: list[list[Sample]], counted: list[Losses]
+    ) -> tuple[ReducedLosses, dict[str, torch.Tensor]]:
+        """Shows the balancer the tasks' gradients of every micro-batch; leaves none in any parameter, and no graph."""
+        looking_ahead = self.network.split.looking_ahead(self.balancer.see)
+        with unchanged_buffers(self.network), looking_ahead as look:
+            scalar, reduced, logs = self._balanced(self.network, samples, parts, counted)
+            look(scalar)
+            for part in parts[1:]:
+                look(self._further(self.network, part, reduced))
+        return reduced, logs
+
+    def _balanced(
+        self, model: nn.Module, samples: list[Sample], parts: list[list[Sample]], counted: list[Losses]
+    ) -> tuple[torch.Tensor, ReducedLosses, dict[str, torch.Tensor]]:
+        """What the first micro-batch adds to the scalar that is minimised, scaled, with the losses of all."""
+        with self._observed() as observation:
+            sums, logs = self._forward(model, parts[0])
+        reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting)
+        if reduced.faulty_ranks:
+            self._fail(parts, [sums, *counted])
+        scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)
+        self.analysis = observation and observation.analyse(
+            sums, reduced, self.balancer.weights(), self.ranks, self.scaler.get_scale()
+        )
+        return self.scaler.scale(scalar), reduced, logs
+
+    def _further(self, model: nn.Module, samples: list[Sample], reduced: ReducedLosses) -> torch.Tensor:
+        """What another micro-batch adds to it, scaled."""
+        sums, _ = self._forward(model, samples)
+        return self.scaler.scale(reduced.further(sums, self.balancer.weights()))
 
     def _leave_resting_as_they_are(self) -> None:
         """What has no gradient the optimizer passes over: neither weight decay nor momentum moves it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mtl_rcnn.data.target import GivenBoxes, Prediction, Sample, valid_mask
 from mtl_rcnn.modeling.feature_cache import FeatureCache
+from mtl_rcnn.modeling.feature_split import FeatureSplit
 from mtl_rcnn.modeling.inference import InferenceNetwork
 from mtl_rcnn.modeling.resting import resting_losses, unchanged_buffers
 from mtl_rcnn.modeling.roi_heads import MultiTaskROIHeads
@@ -49,9 +51,8 @@ class MultiTaskRCNN(nn.Module):
         self.backbone = backbone
         self.roi_heads = roi_heads
         self.image_tasks = nn.ModuleDict({task.name: task for task in image_tasks})
-        self.split: Callable[[Features], dict[str, Features]] | None = None
-        """Gives every task features of its own in training, where something is to be done with its gradients; such as
-        a `FeatureSplit`."""
+        self.split: FeatureSplit | None = None
+        """Gives every task features of its own in training, where something is to be done with its gradients."""
         self.cache: FeatureCache | None = None
         """Stands for the trunk in training, if the trunk does not change."""
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
@@ -89,7 +90,7 @@ class MultiTaskRCNN(nn.Module):
         """
         pixels = [sample["image"] for sample in samples]
         images = self._normalise(pixels)
-        features = self._per_task(self._features(pixels, images))
+        features = self._features(pixels, images)
         by_task = {t.name: resting_losses(t, features[t.name]) for t in self.tasks() if t.name in resting}
         logs: dict[str, Tensor] = {}
         if self.roi_heads is not None and not {*self.roi_heads.names()} <= {*resting}:
@@ -127,16 +128,17 @@ class MultiTaskRCNN(nn.Module):
         """
         return InferenceNetwork(self)(list(images), list(image_sizes))
 
-    def _features(self, pixels: Sequence[Tensor], images: ImageList) -> Features:
-        kept = self.cache is not None and self.training
-        return self.cache(pixels, images) if kept else self.backbone(images.tensor)
+    def hand_out(self, features: Features) -> dict[str, Features]:
+        """Each task's features: of its own where there is a `split`, else those of all."""
+        if self.split is None:
+            return dict.fromkeys((task.name for task in self.tasks()), features)
+        return self.split(features)
 
-    def _per_task(self, features: Features) -> dict[str, Features]:
-        return (
-            dict.fromkeys((task.name for task in self.tasks()), features)
-            if self.split is None
-            else self.split(features)
-        )
+    def _features(self, pixels: Sequence[Tensor], images: ImageList) -> dict[str, Features]:
+        kept = self.cache is not None and self.training
+        with nullcontext() if self.split is None else self.split.around_trunk():
+            features = self.cache(pixels, images) if kept else self.backbone(images.tensor)
+        return self.hand_out(features)
 
     def _normalise(self, images: Sequence[Tensor]) -> ImageList:
         normalised = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
