@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny import tiny_config
+from tiny import LABEL_SPACE, tiny_config
 from toy import Toy
 from whole_load import load_everything
 
@@ -23,7 +23,8 @@ from mtl_rcnn.data.loader import build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
 from mtl_rcnn.engine import checkpoint as checkpoints
-from mtl_rcnn.engine.build import build_targets
+from mtl_rcnn.engine.balance import build_balancer
+from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.checkpoint import KEYS
 
 # Ways to plant
@@ -164,6 +165,16 @@ def icdar(line: str | bytes) -> Callable[[Toy], None]:
 def type_(*overrides: str) -> Callable[[Toy], None]:
     """Composes a training configuration, as every tool does first."""
     return lambda toy: compose("train", ["data.root=unused", *overrides])
+
+
+def balance(*overrides: str, tasks: tuple[str, ...] = ("semantic", "depth")) -> Callable[[Toy], None]:
+    """Builds a network and what balances its tasks."""
+
+    def run(toy: Toy) -> None:
+        cfg = tiny_config(tasks, *overrides)
+        build_balancer(cfg, build_model(cfg, LABEL_SPACE), None)
+
+    return run
 
 
 def mix(*overrides: str, repeat: float = 1) -> Callable[[Toy], None]:

@@ -35,7 +35,7 @@ def test_a_method_is_built_and_documented(method: str) -> None:
         pytest.skip("this copy of the project has no docs")
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{method}` |")]
     knobs = set(cfg.balancing) - {"_target_", "weights"}
-    assert {knob for knob in knobs if f"`{knob}`" not in row} <= {"seed"}
+    assert {knob for knob in knobs if f"`{knob}`" not in row} <= {"seed", "at"}
 
 
 def test_a_method_that_does_not_exist_is_told_with_its_neighbour() -> None:
@@ -43,18 +43,24 @@ def test_a_method_that_does_not_exist_is_told_with_its_neighbour() -> None:
         compose("train", ["tasks=[detection]", "data.root=x", "balancing=upgard"])
 
 
-@pytest.mark.parametrize("method", ["uncertainty", "dwa", "famo", "pcgrad", "gradnorm"])
-def test_a_run_resumes_with_the_methods_state(method: str, toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("uncertainty",),
+        ("dwa", "balancing.period=1"),
+        ("famo", "balancing.every=1"),
+        ("pcgrad",),
+        ("gradnorm", "balancing.start=1"),
+        ("gradnorm", "balancing.start=1", "balancing.at=parameters", "solver.accumulate=2"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_resumes_with_the_methods_state(method: tuple[str, ...], toy: Toy, tmp_path: Path) -> None:
     need_tasks(*TASKS)
 
     def run(folder: str, iterations: int) -> Path:
-        options = [f"balancing={method}", f"solver.max_iter={iterations}", "solver.steps=[]", "data.val=[]"]
-        options += [
-            "solver.warmup_iters=0",
-            *{"dwa": ["balancing.period=1"], "famo": ["balancing.every=1"], "gradnorm": ["balancing.start=1"]}.get(
-                method, []
-            ),
-        ]
+        options = [f"balancing={method[0]}", *method[1:], f"solver.max_iter={iterations}"]
+        options += ["solver.steps=[]", "data.val=[]", "solver.warmup_iters=0"]
         return train(toy_config(toy, tmp_path / folder, *options, tasks=TASKS)).folder
 
     whole = run("whole", 4)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torchjd.aggregation
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtl_rcnn.balancing import (
     IMTLG,
@@ -226,16 +230,18 @@ def test_gradnorm_makes_norms_equal() -> None:
     np.testing.assert_allclose(norms / norms.mean(), 1, atol=0.3)
 
 
-def test_a_gradient_that_is_not_finite_names_its_task_unless_a_loss_scale_will_fall() -> None:
+@pytest.mark.parametrize("at", ["features", "parameters"])
+def test_a_gradient_that_is_not_finite_names_its_task_unless_a_loss_scale_will_fall(at: str) -> None:
     gradients = rows(0)
     gradients[1, 3] = np.nan
-    balancer = UPGrad(PARTS)
+    balancer = UPGrad(PARTS, at=at)
     balancer({part: torch.ones(()) for part in PARTS}, dict.fromkeys(PARTS, 1.0), ALL)
     given = [[row[:2], row[2:]] for row in torch.from_numpy(gradients)]
-    with pytest.raises(TrainingError, match="the gradient of b with respect to the shared features is not finite"):
-        balancer.combine(given)
+    at_parameters = [lambda: torch.from_numpy(gradients.copy())] if at == "parameters" else []
+    with pytest.raises(TrainingError, match=f"the gradient of b with respect to the shared {at} is not finite"):
+        balancer.combine(given, *at_parameters)
     balancer.overflows = True
-    assert not torch.cat(balancer.combine(given)).isfinite().all()
+    assert not torch.cat(balancer.combine(given, *at_parameters)).isfinite().all()
 
 
 def test_settings_that_do_not_fit_are_told() -> None:
@@ -247,6 +253,8 @@ def test_settings_that_do_not_fit_are_told() -> None:
         GradNorm(PARTS, alpha=-1)
     with pytest.raises(ConfigError, match=r"balancing\.start=0: expected a whole number of at least 1"):
         GradNorm(PARTS, start=0)
+    with pytest.raises(ConfigError, match=r"balancing\.at=layers: expected features or parameters"):
+        PCGrad(PARTS, at="layers")
     with pytest.raises(ConfigError, match=r"balancing\.c=-1: expected a number of at least 0"):
         CAGrad(PARTS, c=-1)
 
@@ -267,3 +275,146 @@ def test_a_split_gives_equal_copies_and_combines_their_gradients() -> None:
     torch.testing.assert_close(base["p3"].grad, -2 * base["p3"].detach())
     assert len(seen) == 1
     assert not any(level.any() for level in seen[0][2])
+
+
+class Trunk(nn.Module):
+    """Two levels of features.
+
+    Args:
+        cut: first and last + 1 of the layers that activation checkpointing runs again.
+        reentrant: of checkpointing.
+    """
+
+    def __init__(self, cut: tuple[int, int] | None = None, reentrant: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 2, 3))
+        self.cut, self.reentrant = cut, reentrant
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if self.cut is None:
+            values = self.layers(images)
+        else:
+            start, stop = self.cut
+            values = self.layers[:start](images).requires_grad_()
+            values = checkpoint(self.layers[start:stop], values, use_reentrant=self.reentrant)
+            values = self.layers[stop:](values)
+        return {"fine": values, "coarse": nn.functional.avg_pool2d(values, 2)}
+
+
+class Net:
+    """A trunk under three tasks, of which each makes the features what it draws; in part they contradict each other."""
+
+    def __init__(self, **options: Any) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.trunk = Trunk(**options).double().train()
+            self.trunk.layers[0].bias.requires_grad_(False)
+            self.heads = nn.ModuleDict({task: nn.Conv2d(2, 1, 1).double() for task in "abc"})
+            self.images = torch.randn(4, 3, 6, 6).double()
+            self.wanted = {task: torch.randn(4, 1, 2, 2).double() for task in "abc"}
+
+    def losses(self, features: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        found = {}
+        for task, head in self.heads.items():
+            fine, coarse = (head(level) for level in features[task].values())
+            found[f"{task}/x"] = (fine - self.wanted[task]).square().mean() + (coarse - 1).abs().mean()
+        return found
+
+    def jacobian(self) -> tuple[Tensor, list[nn.Parameter]]:
+        """(3, P) task by task, and the parameters of the trunk that learn."""
+        learning = [parameter for parameter in self.trunk.parameters() if parameter.requires_grad]
+        losses = self.losses(dict.fromkeys("abc", self.trunk(self.images))).values()
+        own = [torch.autograd.grad(loss, learning, retain_graph=True) for loss in losses]
+        return torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in own]), learning
+
+    def backward(self, balancer: GradientBalancer) -> Tensor:
+        """(P,) what arrives at the trunk's parameters that learn."""
+        trunk = self.trunk if balancer.at == "parameters" else None
+        losses = self.losses(FeatureSplit("abc", balancer.combine, trunk)(self.trunk(self.images)))
+        balancer(losses, {part: float(loss.detach()) for part, loss in losses.items()}, ALL).backward()
+        return torch.cat([p.grad.flatten() for p in self.trunk.parameters() if p.requires_grad])
+
+
+THEIRS = {
+    PCGrad: torchjd.aggregation.PCGrad(),
+    UPGrad: torchjd.aggregation.UPGrad(),
+    MGDA: torchjd.aggregation.MGDA(),
+    AlignedMTL: torchjd.aggregation.AlignedMTL(),
+}
+
+
+@pytest.mark.parametrize("method", THEIRS)
+def test_at_the_parameters_the_trunk_gets_what_torchjd_makes_of_the_jacobian(method: type[GradientBalancer]) -> None:
+    jacobian, _ = Net().jacobian()
+    unit = jacobian.square().sum(dim=1).mean().sqrt()
+    assert (jacobian @ jacobian.t()).min() < 0
+    possible = []
+    for seed in range(30 if method is PCGrad else 1):  # of its orders
+        torch.manual_seed(seed)
+        possible.append(THEIRS[method](jacobian / unit) * unit * (1 if method is PCGrad else 3))
+    net, balancer = Net(), method(PARTS, at="parameters")
+    found = net.backward(balancer)
+    assert min(float((found - one).abs().max()) for one in possible) < 1e-9
+    weights = torch.tensor(list(balancer.scalars().values()), dtype=torch.float64)
+    torch.testing.assert_close(found, weights @ jacobian, rtol=1e-9, atol=1e-12)
+    assert weights.std() > 1e-3
+    plain = Net()
+    sum(plain.losses(dict.fromkeys("abc", plain.trunk(plain.images))).values()).backward()
+    for parameter, expected in zip(net.heads.parameters(), plain.heads.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_gradnorm_at_the_parameters_learns_from_their_norms() -> None:
+    norms = Net().jacobian()[0].norm(dim=1)
+    balancer = GradNorm(PARTS, at="parameters", alpha=0.0, start=1)
+    Net().backward(balancer)
+    slopes = torch.stack([number.grad for number in balancer.numbers])
+    torch.testing.assert_close(slopes, torch.sign(norms / norms.mean() - 1) * norms / norms.mean())
+
+
+@pytest.mark.parametrize("cut", [(0, 2), (1, 3), (2, 4)], ids=["first", "middle", "last"])
+def test_checkpointing_of_the_trunk_gives_the_same_gradients_or_is_told(cut: tuple[int, int]) -> None:
+    for at in ("features", "parameters"):
+        expected = Net().backward(UPGrad(PARTS, at=at))
+        torch.testing.assert_close(Net(cut=cut).backward(UPGrad(PARTS, at=at)), expected)
+    expected = Net().backward(UPGrad(PARTS))
+    torch.testing.assert_close(Net(cut=cut, reentrant=True).backward(UPGrad(PARTS)), expected)
+    with pytest.raises(ConfigError, match=r"use_reentrant=True \(set it to False\).*; balancing\.at=features"):
+        Net(cut=cut, reentrant=True).backward(UPGrad(PARTS, at="parameters"))
+
+
+@pytest.mark.parametrize("at", ["features", "parameters"])
+def test_a_look_ahead_shows_what_the_backward_pass_would_and_leaves_no_gradient(at: str) -> None:
+    net, seen, combined = Net(), [], []
+
+    def keep(shown: list[Any], *given: Any) -> list[Tensor]:
+        shown.append([*itertools.chain(*given[0]), *(later() for later in given[1:])])
+        return given[0][0]
+
+    split = FeatureSplit("abc", partial(keep, combined), net.trunk if at == "parameters" else None)
+    with split.looking_ahead(partial(keep, seen)) as look:
+        with split.around_trunk():
+            features = net.trunk(net.images)
+        assert features["fine"].requires_grad == (at == "parameters")
+        look(sum(net.losses(split(features)).values()))
+    assert all(p.grad is None for p in (*net.trunk.parameters(), *net.heads.parameters()))
+    sum(net.losses(split(net.trunk(net.images))).values()).backward()
+    assert len(seen) == len(combined) == 1
+    assert len(seen[0]) == 6 + (at == "parameters")
+    for one, other in zip(seen[0], combined[0], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_look_ahead_past_reentrant_checkpointing_of_a_head_is_told() -> None:
+    net = Net()
+    split = FeatureSplit("abc", lambda gradients: gradients[0])
+    with split.looking_ahead(lambda gradients: None) as look:
+        features = split(net.trunk(net.images))
+        with pytest.raises(ConfigError, match=r"solver\.accumulate=1 needs neither"):
+            look(checkpoint(net.heads["a"], features["a"]["fine"], use_reentrant=True).sum())
+
+
+def test_cagrad_without_its_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"CAGrad needs cvxpy and clarabel: pip install 'mtl-rcnn\[cagrad\]'"):
+        CAGrad(PARTS)
