@@ -22,6 +22,7 @@ CONFIGS = {
     "check_data.py": "check",
     "pseudo_label.py": "pseudo_label",
     "compare_tasks.py": "compare",
+    "analyze_tasks.py": "analyze_tasks",
 }
 COMMANDS = [
     line.split("#")[0].strip()

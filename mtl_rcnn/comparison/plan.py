@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ from mtl_rcnn.modeling.slots import DetectorTask, ImageTask
 PLAIN = "sum"
 """The method of all networks that are not there for their method."""
 
-_BY_TASK = ("balancing.weights", "checkpoint.graft", "solver.lr_factors", "solver.task_schedule")
-"""Mappings from names of tasks or of their losses."""
+_BY_TASK = (
+    *("balancing.weights", "checkpoint.graft", "checkpoint.reinit"),
+    *("solver.freeze", "solver.lr_factors", "solver.task_schedule"),
+)
+"""Names of tasks, of their losses, or patterns of their parameters; as keys or in lists."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +113,23 @@ def plan_cells(networks: Sequence[Network], seeds: int, folder: Path) -> list[Ce
 
 def without_tasks(cfg: DictConfig, absent: Sequence[str]) -> DictConfig:
     """A copy of a training configuration without some tasks, and without what it says of them: weights, rates,
-    schedules, and training sets that declare labels of no other task."""
+    schedules, what is frozen, and training sets that declare labels of no other task."""
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     cfg.tasks = OmegaConf.masked_copy(cfg.tasks, [name for name in cfg.tasks if name not in absent])
     for key in _BY_TASK:
         node = OmegaConf.select(cfg, key)
         for name in list(node or ()):
-            if name.split("/")[0] in absent:
-                del node[name]
+            if _speaks_of(name, absent):
+                node.pop(name) if isinstance(node, DictConfig) else node.remove(name)
     for key in ("solver.best_metric", "solver.early_stop.metric"):
         metric = OmegaConf.select(cfg, key)
         if metric is not None and metric.split("/")[1:2] and metric.split("/")[1] in absent:
             OmegaConf.update(cfg, key, None)
     return _without_sets(cfg)
+
+
+def _speaks_of(name: str, tasks: Sequence[str]) -> bool:
+    return not set(re.split(r"[./]", name)).isdisjoint(tasks)
 
 
 def _without_sets(cfg: DictConfig) -> DictConfig:

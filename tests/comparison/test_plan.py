@@ -84,6 +84,7 @@ def test_what_is_said_of_an_absent_task_goes_with_it() -> None:
             *("data.mixing.method=ratios", "+data.mixing.ratios={boxes: 1, metres: 2}"),
             "+balancing.weights={mask: 2.0, detection/rpn_loc: 0.5, depth: 3.0}",
             *("+solver.lr_factors={depth: 0.5, trunk: 0.1}", "solver.best_metric=val/depth/rmse"),
+            *("+solver.task_schedule.depth.start=100", "solver.freeze=[depth, backbone.stem.*, image_tasks.depth.*]"),
         ],
     )
     kept = without_tasks(cfg, ["depth"])
@@ -91,6 +92,8 @@ def test_what_is_said_of_an_absent_task_goes_with_it() -> None:
     assert dict(kept.balancing.weights) == {"mask": 2.0, "detection/rpn_loc": 0.5}
     assert dict(kept.solver.lr_factors) == {"trunk": 0.1}
     assert kept.solver.best_metric is None
+    assert kept.solver.task_schedule == {}
+    assert list(kept.solver.freeze) == ["backbone.stem.*"]
     assert [s.name for s in kept.data.train] == ["boxes"]
     assert dict(kept.data.mixing.ratios) == {"boxes": 1}
     assert set(cfg.tasks) == {"detection", "mask", "depth"}
