@@ -21,9 +21,9 @@ class GradientBalancer(WeightedSum):
     G_t is the gradient of task t's loss, times its fixed weights, over the whole batch, all ranks and micro-batches
     together. At the features it is the gradient with respect to all levels: every image has its own, so that the
     Gramian (T, T) of the batch is the sum of its images'. At the parameters it is the gradient with respect to
-    everything in the trunk that learns, and T of them, summed over the batch, are in memory before there is a Gramian.
-    Either way weights multiply gradients at the features: what arrives at the parameters is linear in these, and so
-    is sum_t w_t G_t of the parameters' gradients.
+    everything in the trunk that learns, and T of them (2 T under accumulation) are in memory before there is a
+    Gramian. Either way weights multiply gradients at the features: what arrives at the parameters is linear in these,
+    and so is sum_t w_t G_t of the parameters' gradients.
 
     The Gramian is divided by its mean diagonal first: weights do not depend on the unit of the losses or on a loss
     scale, and tolerances of the methods mean the same everywhere. Weights are such that tasks with orthogonal gradients
@@ -161,7 +161,7 @@ class GradientBalancer(WeightedSum):
     def _gramian_of_all(self) -> Tensor:
         total, self._seen = self.reduce(self._seen), None
         if self.at == "parameters":
-            # Of the same sums on every rank; summed once more, since their arithmetic may differ, and weights may not.
+            # Every rank has the same rows; summed over them, the products are the same bits too, on whatever device.
             total = self.reduce(_inner_products(total))
         return total.cpu()
 
