@@ -137,6 +137,13 @@ class Target(ABC):
         Instance tasks return rows aligned with `sample["instances"]`.
         """
 
+    def cannot_label(self) -> str | None:
+        """Why no prediction of this task can become a label (`as_label`), to stand behind the task's name in a message;
+        None if predictions can."""
+        if type(self).as_label is Target.as_label:
+            return f"does not say how its predictions become labels ({type(self).__name__}.as_label)"
+        return None
+
     def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel | None:
         """A prediction as labels that `load` reads back, for datasets that lack them (`tools/pseudo_label.py`).
 
@@ -154,12 +161,9 @@ class Target(ABC):
             The label; None where nothing is sure enough, so that the image stays without a label of this task.
 
         Raises:
-            ConfigError: the task does not offer it.
+            ConfigError: the task does not offer it (`cannot_label`).
         """
-        raise ConfigError(
-            f"the task '{self.name}' does not say how its predictions become labels ({type(self).__name__}.as_label); "
-            "leave it out"
-        )
+        raise ConfigError(f"the task '{self.name}' {self.cannot_label()}; leave it out")
 
     @abstractmethod
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:

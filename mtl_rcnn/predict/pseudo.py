@@ -79,19 +79,21 @@ def _job(cfg: DictConfig, spec: DatasetSpec, restored: Restored) -> Job:
 
 def _chosen(cfg: DictConfig, targets: Mapping[str, Target]) -> dict[str, Target]:
     """The tasks to label, in slot order; by default all that can write labels."""
-    able = [name for name, target in targets.items() if type(target).as_label is not Target.as_label]
+    refusals = {name: why for name, target in targets.items() if (why := target.cannot_label()) is not None}
+    able = [name for name in targets if name not in refusals]
     wanted = able if cfg.only_tasks is None else list(cfg.only_tasks)
     for name in wanted:
         if name not in targets:
             raise ConfigError(f"only_tasks={wanted}: the network has no task '{name}'; it has {', '.join(targets)}")
-        if name not in able:
+        if name in refusals:
             raise ConfigError(
-                f"only_tasks={wanted}: the task '{name}' does not say how its predictions become labels "
-                f"({type(targets[name]).__name__}.as_label); tasks of this network that do: {', '.join(able) or 'none'}"
+                f"only_tasks={wanted}: the task '{name}' {refusals[name]}; tasks of this network that can be labelled: "
+                f"{', '.join(able) or 'none'}"
             )
     if not wanted:
+        reasons = "" if able else "".join(f"; the task '{name}' {why}" for name, why in refusals.items())
         raise ConfigError(
-            f"only_tasks={wanted}: nothing to label; the network can label {', '.join(able) or 'nothing'}"
+            f"only_tasks={wanted}: nothing to label; the network can label {', '.join(able) or 'nothing'}{reasons}"
         )
     return {name: target for name, target in targets.items() if name in wanted}
 

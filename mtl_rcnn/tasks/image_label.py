@@ -3,6 +3,9 @@
 The head is linear on the mean of the features (as ResNet's, arXiv 1512.03385), computed as the mean over the image of
 a map of logits (class activation maps, arXiv 1512.04150, section 2): the two are the same, and the map lets the mean
 leave out what is only padding. A hidden layer, where there is one, works at each place before the mean.
+
+Of a vocabulary whose labels have parts, a task may take one (`part`): for it the labels of other parts do not exist,
+and what it predicts bears its own name, so that one network has room for a task per part.
 """
 
 from __future__ import annotations
@@ -40,13 +43,20 @@ class ImageLabelTarget(ImageTarget):
     of the data set's own vocabulary that is not listed does not hold, and names of other data sets are unknown.
 
     Args:
+        part: of the vocabulary; None for all labels. Names of other parts count for nothing, and an image is labelled
+            only where its data set's vocabulary has labels of this part.
         shown: labels of a part that a drawing names at most.
     """
 
-    def __init__(self, name: str, label_space: LabelSpace, *, shown: int = 5) -> None:
+    def __init__(self, name: str, label_space: LabelSpace, *, part: str | None = None, shown: int = 5) -> None:
         super().__init__(name, label_space)
-        self.entries = label_space.vocabulary(VOCABULARY, name)
+        vocabulary = label_space.vocabulary(VOCABULARY, name)
+        self.part = part
+        self.indices = indices_of(part, vocabulary, name)
+        self.entries = [vocabulary[index] for index in self.indices]
         self.names = [entry["name"] for entry in self.entries]
+        self.every_name = [entry["name"] for entry in vocabulary]
+        self.output = output_name(name, part)
         self.shown = shown
 
     def check(self, record: Record) -> Coverage:
@@ -59,7 +69,7 @@ class ImageLabelTarget(ImageTarget):
         """Labels of a wrong form, and names that the data set's vocabulary lacks."""
         if not self._labels(record):
             return
-        given, known = record[VOCABULARY], self._own(record)
+        given, known = record[VOCABULARY], self._known(record)
         if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
             yield self._fault(record, "malformed labels", f"is {given!r}; expected a list of names, such as ['red']")
         elif not known:
@@ -76,37 +86,48 @@ class ImageLabelTarget(ImageTarget):
         """(C,) int64: 1 holds, 0 does not, -1 unknown."""
         if not self._labels(record):
             return None
-        label = torch.full((len(self.names),), UNKNOWN)
-        own = self._own(record)
-        label[list(own.values())] = 0
-        label[[own[name] for name in record[VOCABULARY]]] = 1
-        return label
+        label = torch.full((len(self.every_name),), UNKNOWN)
+        known = self._known(record)
+        label[list(known.values())] = 0
+        label[[known[name] for name in record[VOCABULARY]]] = 1
+        return label[self.indices]
 
     def label_counts(self, record: Record) -> dict[str, int]:
         """1 for every label that holds, 0 for those that do not."""
         if not self._labels(record):
             return {}
-        return {name: int(name in record[VOCABULARY]) for name in self._own(record)}
+        return {name: int(name in record[VOCABULARY]) for name in self._known(record) if name in self.names}
 
     def as_prediction(self, sample: Sample) -> Prediction:
-        """label_scores (C,): 1 where a label holds, else 0, also where that is not known."""
+        """Scores (C,): 1 where a label holds, else 0, also where that is not known."""
         label = sample["targets"].get(self.name)
         if label is None:
-            return {"label_scores": torch.zeros(len(self.names))}
-        return {"label_scores": (label == 1).float()}
+            return {self.output: torch.zeros(len(self.names))}
+        return {self.output: (label == 1).float()}
+
+    def cannot_label(self) -> str | None:
+        """One part of the labels alone cannot be written: of a labelled image they are all known."""
+        if self.part is None:
+            return super().cannot_label()
+        return (
+            f"knows the part '{self.part}' alone, and an image whose '{VOCABULARY}' name labels of one part says that "
+            "none of the others holds; a task with part: null knows them all"
+        )
 
     def as_label(self, record: Record, prediction: Prediction, threshold: float) -> WrittenLabel | None:
         """The names of at least this probability, if all others are as unlikely (at most 1 - `threshold`): a labelled
         image cannot leave one name open, so that one doubtful name leaves the image without labels."""
-        scores = prediction["label_scores"].tolist()
-        given = {name: scores[index] for name, index in self._own(record).items()}
+        if self.part is not None:
+            return super().as_label(record, prediction, threshold)
+        scores = prediction[self.output].tolist()
+        given = {name: scores[index] for name, index in self._known(record).items()}
         if not given or any(1 - threshold < score < threshold for score in given.values()):
             return None
         return WrittenLabel(image={VOCABULARY: [name for name, score in given.items() if score >= threshold]})
 
     def draw(self, canvas: Canvas, prediction: Prediction) -> None:
         """Labels of at least 50 %, or the best one, the surest first; where labels have parts, a line per part."""
-        scores = prediction["label_scores"].tolist()
+        scores = prediction[self.output].tolist()
         lines: dict[str | None, list[int]] = {}
         for index, entry in enumerate(self.entries):
             lines.setdefault(entry.get("part"), []).append(index)
@@ -121,12 +142,15 @@ class ImageLabelTarget(ImageTarget):
                 canvas.caption(word)
 
     def _labels(self, record: Record) -> bool:
-        return self.declared(record) is not False and record.get(VOCABULARY) is not None
+        if self.declared(record) is False or record.get(VOCABULARY) is None:
+            return False
+        known = self._known(record)
+        return not known or any(name in known for name in self.names)
 
-    def _own(self, record: Record) -> dict[str, int]:
-        """The labels that the record's data set knows: name -> index."""
+    def _known(self, record: Record) -> dict[str, int]:
+        """The labels that the record's data set knows, of any part: name -> index in the vocabulary."""
         indices = record["vocabularies"].get(VOCABULARY, {}).values()
-        return {self.names[index]: index for index in indices}
+        return {self.every_name[index]: index for index in indices}
 
     def _fault(self, record: Record, kind: str, text: str) -> Fault:
         place = f"dataset '{record['dataset']}', image {record['image_id']} ({record['file_name']}): '{VOCABULARY}'"
@@ -141,6 +165,7 @@ class ImageLabelEvaluator(Evaluator):
     """Accuracy, exact match, AP and F1 over the labels, in percent (see `multilabel_metrics`).
 
     Args:
+        part: of the task.
         mode: of the task. Under softmax_per_part the best label of each part holds, however low its score.
         threshold: under sigmoid, a label holds from this score on.
     """
@@ -153,17 +178,18 @@ class ImageLabelEvaluator(Evaluator):
         label_space: LabelSpace,
         records: Sequence[Record],
         *,
+        part: str | None = None,
         mode: str = SIGMOID,
         threshold: float = 0.5,
     ) -> None:
         super().__init__(name, label_space, records)
-        self.target = ImageLabelTarget(name, label_space)
+        self.target = ImageLabelTarget(name, label_space, part=part)
         self.parts = parts_of(self.target.entries, name) if check_mode(mode, name) == SOFTMAX else []
         self.threshold = threshold
 
     def rows(self, record: Record, prediction: Prediction) -> list[Row]:
         """One row per image: {"image_id", "label_scores": {label: score}}."""
-        scores = prediction["label_scores"].tolist()
+        scores = prediction[self.target.output].tolist()
         return [{"image_id": record["image_id"], "label_scores": dict(zip(self.target.names, scores, strict=True))}]
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, Metric]:
@@ -208,6 +234,7 @@ class ImageLabelTask(ImageTask):
     """C logits of the mean over the image of features of the trunk.
 
     Args:
+        part: of the vocabulary; None for all labels. With a part, output and manifest bear the task's name.
         mode: "sigmoid", or "softmax_per_part": of the labels of each part of the vocabulary exactly one holds.
         levels: of the trunk, averaged to the grid of the one with the largest stride and concatenated. Those that are
             left out get no gradient from this task.
@@ -225,13 +252,17 @@ class ImageLabelTask(ImageTask):
         label_space: LabelSpace,
         features: Mapping[str, ShapeSpec],
         *,
+        part: str | None = None,
         mode: str,
         levels: Sequence[str],
         hidden: int,
         dropout: float,
     ) -> None:
         super().__init__(name, label_space, features)
-        self.entries = [dict(entry) for entry in label_space.vocabulary(VOCABULARY, name)]
+        vocabulary = label_space.vocabulary(VOCABULARY, name)
+        self.entries = [dict(vocabulary[index]) for index in indices_of(part, vocabulary, name)]
+        self.output = output_name(name, part)
+        self.manifest_key = VOCABULARY if part is None else f"{name}_{VOCABULARY}"
         _check_levels(levels, features, name)
         self.levels = list(levels)
         self.stride = max(int(features[level].stride) for level in levels)
@@ -244,12 +275,12 @@ class ImageLabelTask(ImageTask):
 
     def outputs(self) -> list[Output]:
         """Probabilities."""
-        meaning = "probability in 0..1 of each of the L labels, in the order of the manifest's `image_labels`"
-        return [Output("label_scores", "(L,)", "float32", meaning)]
+        meaning = f"probability in 0..1 of each of the L labels, in the order of the manifest's `{self.manifest_key}`"
+        return [Output(self.output, "(L,)", "float32", meaning)]
 
     def manifest(self) -> dict[str, Any]:
         """Names and parts of the labels."""
-        return {VOCABULARY: self.entries}
+        return {self.manifest_key: self.entries}
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """(B, C, h, w) logits on the grid of the coarsest chosen level."""
@@ -278,17 +309,17 @@ class ImageLabelTask(ImageTask):
 
     @torch.jit.export
     def to_image(self, decoded: dict[str, Tensor], network_size: Tensor, image_size: Tensor) -> dict[str, Tensor]:
-        """label_scores (C,) in 0..1."""
+        """Scores (C,) in 0..1."""
         logits = mean_over_image(decoded["label_maps"][None], network_size[None], self.stride)
         scores = logits.sigmoid()
         if self.exclusive:
             scores = self.log_softmax(logits).exp()
-        return {"label_scores": scores[0]}
+        return {self.output: scores[0]}
 
     def merge_views(self, views: list[DecodedView], image_size: Tensor) -> dict[str, Tensor]:
         """Mean of the probabilities."""
-        seen = [self.to_image(view.decoded, view.network_size, image_size)["label_scores"] for view in views]
-        return {"label_scores": torch.stack(seen).mean(dim=0)}
+        seen = [self.to_image(view.decoded, view.network_size, image_size)[self.output] for view in views]
+        return {self.output: torch.stack(seen).mean(dim=0)}
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         """(B, C) logits -> (B, C) logarithms of probabilities that sum to 1 over the labels of each part."""
@@ -320,6 +351,34 @@ def mean_over_image(maps: Tensor, sizes: Tensor, stride: int) -> Tensor:
         share = (sizes[:, side : side + 1].to(maps) / stride - first[None]).clamp(min=0.0, max=1.0)
         weights.append(share / share.sum(dim=1, keepdim=True))
     return (maps * weights[0][:, None, :, None] * weights[1][:, None, None, :]).sum(dim=[2, 3])
+
+
+def output_name(task: str, part: str | None) -> str:
+    """Of the prediction. Several tasks of one network take a part each: theirs differ."""
+    return "label_scores" if part is None else f"{task}_scores"
+
+
+def indices_of(part: str | None, vocabulary: Sequence[Mapping[str, Any]], task: str) -> list[int]:
+    """Which entries of the vocabulary are of a part; all of them for None.
+
+    Raises:
+        ConfigError: no entry is of this part.
+    """
+    if part is None:
+        return list(range(len(vocabulary)))
+    found = [index for index, entry in enumerate(vocabulary) if entry.get("part") == part]
+    if found:
+        return found
+    parts = list(dict.fromkeys(str(entry["part"]) for entry in vocabulary if entry.get("part")))
+    if not parts:
+        raise ConfigError(
+            f"tasks.{task}.part={part}: no entry of the vocabulary '{VOCABULARY}' says its part; give every entry one, "
+            "such as {name: red, part: colour}, or choose part=null"
+        )
+    raise ConfigError(
+        f"tasks.{task}.part={part}: the vocabulary '{VOCABULARY}' has no such part{suggest(part, parts)}; parts are "
+        f"{', '.join(parts)}"
+    )
 
 
 def parts_of(entries: Sequence[Mapping[str, Any]], task: str) -> list[list[int]]:
