@@ -278,6 +278,8 @@ CASES = [
     Case(WORDS, "no vocabulary", "needs the vocabulary 'image_labels', which no training set has",
          lambda toy: [edit(lambda c: c.pop("vocabularies"), file)(toy) for file in ("boxes", "points")], load_words,
          ConfigError),
+    Case(WORDS, "a part that the vocabulary lacks", "has no such part (did you mean 'colour'?); parts are colour, time",
+         nothing, lambda toy: load_words(toy, "tasks.image_label.part=color"), ConfigError),
     Case(WORDS, "a folder with another number of parts",
          "dark_red_dress: the folder's name has 3 parts, expected 2 (colour_garment)",
          folders("dark_red_dress", "red_shirt/"), read_folders),

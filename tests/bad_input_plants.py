@@ -193,10 +193,10 @@ def _records(toy: Toy) -> list[Any]:
     return dataset.records
 
 
-def load_words(toy: Toy) -> None:
+def load_words(toy: Toy, *overrides: str) -> None:
     """Reads the labels of images."""
     datasets, space = build_datasets([DatasetSpec.from_config(toy.node(), str(toy.root))], {})
-    targets = build_targets(tiny_config(["image_label"]), space)
+    targets = build_targets(tiny_config(["image_label"], *overrides), space)
     label_table(datasets, targets)
 
 

@@ -23,7 +23,8 @@ RESIZE = ["data.test_augment.resize.short_edge_length=56", "data.test_augment.re
 
 def write_checkpoint(path: Path, tasks: Sequence[str], *overrides: str) -> Path:
     """A checkpoint of a tiny network that finds many things in any image."""
-    cfg = tiny_config(tasks, *RESIZE, "tasks.detection.score_thresh=0.3", *overrides)
+    found = ["tasks.detection.score_thresh=0.3"] if "detection" in tasks else []
+    cfg = tiny_config(tasks, *RESIZE, *found, *overrides)
     model = build_model(cfg, LABEL_SPACE)
     randomise_statistics(model, seed=7)
     state = dict.fromkeys(checkpoint.KEYS)

@@ -216,6 +216,17 @@ def test_a_task_that_cannot_write_labels_is_refused(toy: Toy, tmp_path: Path) ->
         compose("pseudo_label", ["network=x", "output_dir=x", "dataset={name: x}", "threshold=2"])
 
 
+def test_labels_of_one_part_are_not_written(toy: Toy, tmp_path: Path) -> None:
+    need_tasks("image_label")
+    network = write_checkpoint(tmp_path / "network.pth", ("image_label",), "tasks.image_label.part=time")
+    why = "the task 'image_label' knows the part 'time' alone, and an image"
+    with pytest.raises(ConfigError, match=rf"only_tasks=\['image_label'\]: {why} .*; tasks of this network .*: none"):
+        label(network, toy, tmp_path / "out", "only_tasks=[image_label]")
+    with pytest.raises(ConfigError, match=f"the network can label nothing; {why}"):
+        label(network, toy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_maps_find_their_images_also_in_folders_of_one_name(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     with LabelFiles(tmp_path / "out", tmp_path / "images") as files:

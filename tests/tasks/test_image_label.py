@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from omegaconf import DictConfig
+from PIL import Image
 from toy import Toy
 
+from mtl_rcnn.comparison.plan import plan_networks
+from mtl_rcnn.config import compose
+from mtl_rcnn.config.compose import Composition, config_root
 from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.geometry import Geometry
 from mtl_rcnn.data.label_space import LabelSpace
+from mtl_rcnn.data.mapper import Mapper
+from mtl_rcnn.data.target import Sample
+from mtl_rcnn.data.views import Views
+from mtl_rcnn.engine.build import build_model, build_targets
+from mtl_rcnn.engine.data import train_datasets
+from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import ConfigError, DataError
 from mtl_rcnn.evaluation.multilabel import Decisions, average_precision, f1_score, multilabel_metrics
+from mtl_rcnn.export.torchscript import export_torchscript
+from mtl_rcnn.modeling.inference import InferenceNetwork
+from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 from mtl_rcnn.modeling.slots import DecodedView
+from mtl_rcnn.modeling.views import MultiViewNetwork
+from mtl_rcnn.runtime import ExportedNetwork
 from mtl_rcnn.tasks.image_label import ImageLabelEvaluator, ImageLabelTarget, ImageLabelTask, mean_over_image
 
 SPACE = LabelSpace(
@@ -361,3 +379,222 @@ def test_drawings_name_what_holds_of_each_part_or_what_is_nearest() -> None:
     plain = ImageLabelTarget("words", LabelSpace((), {"image_labels": [{"name": n} for n in NAMES]}), shown=2)
     assert said(plain, 0.6, 0.7, 0.99, 0.2, 0.1) == ["blue 99 %", "dress 70 %"]
     assert said(plain, 0.1, 0.2, 0.3, 0.2, 0.1) == ["blue 30 %"]
+
+
+# One part of the labels
+
+PARTS = {"colour": ["red", "blue", "black"], "garment": ["dress", "shirt"]}
+
+
+def target_of(part: str) -> ImageLabelTarget:
+    return ImageLabelTarget(part, SPACE, part=part)
+
+
+def test_for_a_part_labels_of_other_parts_do_not_exist() -> None:
+    identity = Geometry.identity(4, 4)
+    colour, garment = target_of("colour"), target_of("garment")
+    assert (colour.names, garment.names) == (PARTS["colour"], PARTS["garment"])
+    both = record(["dress", "black"])
+    for target in (colour, garment):
+        assert list(target.faults(both)) == []
+        assert target.check(both).image is True
+    assert colour.load(both, identity).tolist() == [0, 0, 1]
+    assert garment.load(both, identity).tolist() == [1, 0]
+    assert garment.load(record(["black"]), identity).tolist() == [0, 0], "labelled: none of this part holds"
+    assert garment.label_counts(both) == {"dress": 1, "shirt": 0}
+    some = record(["red", "dress"], known=["red", "dress"])
+    assert colour.load(some, identity).tolist() == [1, -1, -1]
+    canvas = _Captions()
+    garment.draw(canvas, {"garment_scores": torch.tensor([0.2, 0.75])})
+    assert canvas.texts == ["garment: shirt 75 %"]
+    sample = {"targets": {"garment": torch.tensor([1, -1])}}
+    assert garment.as_prediction(sample)["garment_scores"].tolist() == [1.0, 0.0]
+
+
+def test_an_image_is_labelled_for_the_parts_that_its_data_set_has_words_of() -> None:
+    colours = record(["red"], known=PARTS["colour"])
+    assert target_of("colour").check(colours).image is True
+    assert target_of("garment").check(colours).image is False
+    assert target_of("garment").load(colours, Geometry.identity(4, 4)) is None
+    assert target_of("garment").label_counts(colours) == {}
+    assert target_of("garment").check(record(["red", "dress"], tasks=("colour",))).image is False
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "said"),
+    [
+        (["dress", "rde"], NAMES, r"names 'rde', .*did you mean 'red'"),
+        (["dress"], ["red", "shirt"], r"names 'dress', which the data set's vocabulary 'image_labels' lacks"),
+        ("red", NAMES, r"is 'red'; expected a list of names"),
+        (["red"], [], r"the data set has no vocabulary 'image_labels'"),
+    ],
+)
+def test_labels_that_are_of_no_part_are_told(given: Any, known: Sequence[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        target_of("colour").check(record(given, known))
+
+
+def test_a_part_that_is_not_there_is_told() -> None:
+    said = r"tasks\.words\.part=color: .* no such part \(did you mean 'colour'\?\); parts are colour, garment$"
+    for build in (
+        lambda: network(part="color"),
+        lambda: ImageLabelTarget("words", SPACE, part="color"),
+        lambda: ImageLabelEvaluator("words", SPACE, [], part="color"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build()
+    plain = LabelSpace((), {"image_labels": [{"name": name} for name in NAMES]})
+    with pytest.raises(
+        ConfigError, match=r"tasks\.words\.part=colour: no entry .* says its part; give every entry one"
+    ):
+        ImageLabelTarget("words", plain, part="colour")
+
+
+def test_a_part_alone_writes_no_labels() -> None:
+    with pytest.raises(ConfigError, match=r"the task 'colour' knows the part 'colour' alone, .*; leave it out"):
+        target_of("colour").as_label(record(None), {"colour_scores": torch.tensor([1.0, 0.0, 0.0])}, 0.5)
+    assert TARGET.cannot_label() is None
+
+
+SCORED = [
+    (["red", "dress"], NAMES, {"colour": [0.9, 0.2, 0.6], "garment": [0.8, 0.1]}),
+    (["blue", "shirt"], NAMES, {"colour": [0.1, 0.8, 0.3], "garment": [0.7, 0.6]}),
+    (["black", "dress"], NAMES, {"colour": [0.7, 0.1, 0.4], "garment": [0.3, 0.2]}),
+    (["red"], PARTS["colour"], {"colour": [0.6, 0.1, 0.1], "garment": [0.9, 0.9]}),
+]
+"""Labels, words of the data set, and scores of both parts; garments of the last are not known."""
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "exact", "binary"),
+    [
+        ("colour", "sigmoid", 2 / 4, (2 + 3 + 1 + 3) / 12),
+        ("colour", "softmax_per_part", 3 / 4, (3 + 3 + 1 + 3) / 12),
+        ("garment", "sigmoid", 1 / 3, (2 + 1 + 1) / 6),
+        ("garment", "softmax_per_part", 2 / 3, (2 + 0 + 2) / 6),
+    ],
+)
+def test_the_metrics_of_a_part_equal_a_count_by_hand(part: str, mode: str, exact: float, binary: float) -> None:
+    records = [record(labels, known, image_id) for image_id, (labels, known, _) in enumerate(SCORED)]
+    evaluator = ImageLabelEvaluator(part, SPACE, records, part=part, mode=mode)
+    rows = []
+    for one, (_, _, scores) in zip(records, SCORED):
+        rows += evaluator.rows(one, {f"{name}_scores": torch.tensor(values) for name, values in scores.items()})
+    assert list(rows[0]["label_scores"]) == PARTS[part]
+    found = evaluator.metrics(rows)
+    assert found["exact_match"].value == pytest.approx(100 * exact)
+    assert found["binary_accuracy"].value == pytest.approx(100 * binary)
+    assert {name.split("/")[1] for name in found if "/" in name} == set(PARTS[part])
+
+
+# Two parts, two tasks of one network
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in four folders, five images each."""
+    root = tmp_path_factory.mktemp("garments")
+    draw = np.random.default_rng(0)
+    for name in ("red_dress", "blue_dress", "blue_shirt", "black_shirt"):
+        (root / name).mkdir()
+        for index in range(5):
+            noise = draw.integers(0, 256, (12, 8, 3), dtype=np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+            Image.fromarray(noise).save(root / name / f"{index}.png")
+    return root
+
+
+def fashion(garments: Path, *overrides: str, experiment: str = "fashion_two_tasks") -> DictConfig:
+    small = ["model.backbone.width=8", "model.backbone.fpn_channels=16", "data.side=64", "data.workers=0"]
+    return compose("train", [f"experiment={experiment}", f"data.root={garments}", *small, *overrides])
+
+
+def network_of(cfg: DictConfig) -> tuple[MultiTaskRCNN, LabelSpace, list[Sample]]:
+    (dataset,), space = train_datasets(cfg)
+    mapper = Mapper(build_targets(cfg, space), [], training=True)
+    return build_model(cfg, space), space, [mapper(one, index) for index, one in enumerate(dataset.records[::3])]
+
+
+def losses_of(model: MultiTaskRCNN, samples: Sequence[Sample]) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    return model.train().losses(samples)[0]
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax_per_part"])
+def test_the_losses_of_each_part_are_those_of_a_network_that_knows_no_other(mode: str, garments: Path) -> None:
+    modes = [f"tasks.{part}.mode={mode}" for part in PARTS]
+    joint, space, samples = network_of(fashion(garments, *modes))
+    assert [entry["name"] for entry in space.vocabularies["image_labels"]] == ["black", "blue", "red", "dress", "shirt"]
+    found = losses_of(joint, samples)
+    assert set(found) == {"colour/cross_entropy", "garment/cross_entropy"}
+    for part in PARTS:
+        only = [f"data.only=[{part}]", f"tasks.image_label.mode={mode}"]
+        alone, small, own = network_of(fashion(garments, *only, experiment="fashion"))
+        assert len(small.vocabularies["image_labels"]) == len(PARTS[part])
+        alone.backbone.load_state_dict(joint.backbone.state_dict())
+        alone.image_tasks["image_label"].load_state_dict(joint.image_tasks[part].state_dict())
+        expected, count = losses_of(alone, own)["image_label/cross_entropy"]
+        loss, images = found[f"{part}/cross_entropy"]
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss.item() > 0
+        assert images.item() == count.item() == len(samples)
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax_per_part"])
+@pytest.mark.parametrize("method", ["trace", "script"])
+def test_a_file_of_two_parts_predicts_what_the_network_does(
+    method: str, mode: str, garments: Path, tmp_path: Path
+) -> None:
+    model, space, samples = network_of(fashion(garments, *(f"tasks.{part}.mode={mode}" for part in PARTS)))
+    images = [sample["image"] for sample in samples[:2]]
+    preprocessing = {"short_edge": None, "max_size": None, "channel_order": "RGB"}
+    manifest = export_torchscript(model.eval(), space, images, tmp_path, preprocessing, {}, 0, method)
+    assert [output["name"] for output in manifest["outputs"]] == ["colour_scores", "garment_scores"]
+    assert [e["name"] for e in manifest["colour_image_labels"]] == ["black", "blue", "red"]
+    assert [e["name"] for e in manifest["garment_image_labels"]] == ["dress", "shirt"]
+    size = torch.tensor(images[0].shape[-2:])
+    (eager,) = model.predict_tensors(images[:1], [size])
+    read = ExportedNetwork(tmp_path)(images[0])
+    assert {name: len(value) for name, value in read.items()} == {"colour_scores": 3, "garment_scores": 2}
+    torch.testing.assert_close(read, eager, rtol=0, atol=1e-5)
+    if mode == "softmax_per_part":
+        assert all(value.sum().item() == pytest.approx(1) for value in read.values())
+
+
+def test_several_views_are_averaged_part_by_part(garments: Path) -> None:
+    model, _, _ = network_of(fashion(garments))
+    image = np.random.default_rng(1).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    views = Views([[]], flip=True)
+    (found,) = MultiViewNetwork(InferenceNetwork(model.eval()))([views.sample(image)])
+    seen = [model.predict([{"image": view.image, "height": 64, "width": 48}])[0] for view in views(image)]
+    assert len(seen) == 2
+    for name in ("colour_scores", "garment_scores"):
+        torch.testing.assert_close(found[name], (seen[0][name] + seen[1][name]) / 2)
+    assert set(found) == {"colour_scores", "garment_scores"}
+
+
+def test_two_tasks_of_all_labels_are_one_too_many(garments: Path) -> None:
+    cfg = fashion(garments, "tasks.colour.part=null", "tasks.garment.part=null")
+    with pytest.raises(ConfigError, match="tasks colour and garment both predict 'label_scores'"):
+        network_of(cfg)
+
+
+def test_a_run_trains_and_scores_both(garments: Path, tmp_path: Path) -> None:
+    short = ["solver.max_iter=2", "solver.warmup_iters=1", "solver.batch_size=4", "device=cpu", "threads=1"]
+    quiet = ["report.enabled=false", "evaluation.samples=1", f"output_dir={tmp_path / 'run'}"]
+    outcome = train(fashion(garments, *short, *quiet))
+    for part, names in PARTS.items():
+        assert f"fashion_val/{part}/exact_match" in outcome.metrics
+        rows = json.loads((outcome.folder / "predictions" / f"fashion_val_{part}.json").read_text())
+        assert len(rows) == 4
+        assert all(set(row["label_scores"]) == set(names) for row in rows)
+
+
+def test_a_comparison_of_two_parts_has_a_network_for_each_and_one_for_both() -> None:
+    words = ("experiment=fashion_two_tasks", "data.root=x")
+    networks = plan_networks(Composition("compare", words, str(config_root())))
+    assert [(n.own_of, set(n.tasks)) for n in networks] == [
+        ("colour", {"colour"}),
+        ("garment", {"garment"}),
+        (None, {"colour", "garment"}),
+    ]
+    for one in networks:
+        assert all(node.part == node.target.part == node.evaluator.part == name for name, node in one.cfg.tasks.items())
