@@ -19,14 +19,17 @@ from mtl_rcnn.errors import UnreadableImageError
 
 
 def label_faults(records: Iterable[Record], targets: Mapping[str, Target]) -> Iterator[Fault]:
-    """Faults of annotations that were readable: of their boxes, and of every task's labels."""
+    """Faults of annotations that were readable: of their boxes, and of every task's labels. What several tasks find,
+    since they read the same field, comes once."""
     for record in records:
         for annotation in record["annotations"]:
             if "bbox" in annotation:
                 located = {**annotation, "image_id": record["image_id"]}
                 yield from box_doubts(record, located, place_of(record, annotation))
+        found: list[Fault] = []
         for target in targets.values():
-            yield from target.faults(record)
+            found += [fault for fault in target.faults(record) if fault not in found]
+        yield from found
 
 
 def image_faults(records: Sequence[Record], workers: int, advance: Callable[[int], None]) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from mtl_rcnn.config.compose import Composition, config_root
 from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.geometry import Geometry
+from mtl_rcnn.data.inspection import label_faults
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.target import Sample
@@ -432,6 +433,12 @@ def test_an_image_is_labelled_for_the_parts_that_its_data_set_has_words_of() -> 
 def test_labels_that_are_of_no_part_are_told(given: Any, known: Sequence[str], said: str) -> None:
     with pytest.raises(DataError, match=said):
         target_of("colour").check(record(given, known))
+
+
+def test_a_label_of_no_part_is_listed_once() -> None:
+    targets = {part: target_of(part) for part in PARTS}
+    (fault,) = label_faults([record(["rde", "dress"])], targets)
+    assert "'rde'" in fault.message
 
 
 def test_a_part_that_is_not_there_is_told() -> None:
