@@ -21,11 +21,11 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str) -> None:
-    need_tasks("detection", "mask", "keypoint", "semantic", "depth")
+    need_tasks("detection", "mask", "keypoint", "semantic", "depth", "image_label")
     assert compose("compare", shlex.split(command)).seeds == 3
 
 
 def test_there_are_commands() -> None:
     if not PAGE.is_file():
         pytest.skip("this copy of the project has no docs")
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 4
