@@ -138,6 +138,7 @@ def test_ranks_train_the_same_bit_for_bit_whether_looked_at_or_not(
         ("sum", "float16", 1),
         ("famo", "bfloat16", 1),
         ("pcgrad", "float32", 1),
+        ("pcgrad", "float32", 2),
     ],
 )
 def test_a_network_trains_the_same_bit_for_bit_whether_looked_at_or_not(
