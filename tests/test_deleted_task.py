@@ -32,6 +32,7 @@ LEFT_OUT = (
     "test_tools.py",
     "test_readme.py",
     "test_partial_labels_page.py",
+    "test_task_analysis_page.py",
     "test_packaging.py",
     "test_benchmarks.py",
     "test_joint_against_single.py",
