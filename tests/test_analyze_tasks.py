@@ -22,6 +22,8 @@ from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError
 from mtl_rcnn.modeling.slots import ImageTask
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 TASKS = ("depth", "image_label", "semantic")
 FILES = {"report.txt", "cosines.csv", "cosines.png", "gradients.csv"}
 
@@ -86,7 +88,7 @@ def test_tables_hold_every_batch_and_are_the_same_each_time(toy: Toy, tmp_path: 
     need_tasks(*TASKS)
     run = trained(toy, tmp_path / "run", "analysis.every=1")
     for name in ("first", "second"):
-        pairs = tool.analyze_tasks(config(run, tmp_path / name, "batches=6", "batch_size=1"))
+        pairs = tool.analyze_tasks(config(run, tmp_path / name, "batches=6", "images_per_batch=1"))
     first, second = tmp_path / "first", tmp_path / "second"
     assert {path.name for path in first.iterdir()} == {*FILES, "curves.png"}
     for name in ("cosines.csv", "gradients.csv"):
@@ -133,7 +135,7 @@ def test_what_cannot_be_analysed_is_told(toy: Toy, tmp_path: Path) -> None:
     apart = f"data.train=[{', '.join(sets)}]"
     run = trained(toy, tmp_path / "apart", apart, tasks=("depth", "image_label"))
     with pytest.raises(DataError, match=r"two tasks have a gradient in none of 4 batches; look at what data\.train"):
-        tool.analyze_tasks(config(run, tmp_path / "out", "batches=4", "batch_size=1"))
+        tool.analyze_tasks(config(run, tmp_path / "out", "batches=4", "images_per_batch=1"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint in this directory"):
         tool.analyze_tasks(config(tmp_path / "empty", tmp_path / "out"))

@@ -11,6 +11,8 @@ from ddp_worker import PATTERNS
 from ranks import ROOT, run_ranks
 from tiny import need_tasks
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:

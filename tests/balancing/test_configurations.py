@@ -19,6 +19,8 @@ from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.train import train
 from mtl_rcnn.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "balancing").glob("*.yaml"))
 PAGE = (ROOT / "docs" / "balancing.md").read_text(encoding="utf-8") if (ROOT / "docs").is_dir() else None

@@ -18,6 +18,8 @@ from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.losses import reduce_losses
 from mtl_rcnn.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 

@@ -10,6 +10,8 @@ from ranks import ROOT, run_ranks
 from rcnn_worker import METHODS, STEPS, TASKS
 from tiny import need_tasks
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[dict[str, Any]]]]:

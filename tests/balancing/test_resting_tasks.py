@@ -17,6 +17,8 @@ from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.engine.trainer import Trainer
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 

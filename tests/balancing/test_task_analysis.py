@@ -28,6 +28,8 @@ from mtl_rcnn.engine.train import train as whole_run
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 REGIONS = ("detection", "mask", "keypoint")
 

@@ -18,6 +18,8 @@ from mtl_rcnn.comparison.compare import compare_tasks
 from mtl_rcnn.config.compose import Composition, config_root
 from mtl_rcnn.errors import ConfigError, TrainingError
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 CHOSEN = ("semantic", "depth")
 
 

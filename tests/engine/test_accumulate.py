@@ -25,6 +25,8 @@ from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.trainer import split, unchanged_buffers
 from mtl_rcnn.errors import ConfigError, TrainingError
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 

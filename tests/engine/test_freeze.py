@@ -29,6 +29,8 @@ from mtl_rcnn.errors import CheckpointError, ConfigError
 from mtl_rcnn.evaluation.inference import evaluation_mode
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 DECAYING = {**SOLVER, "weight_decay": 0.1, "weight_decay_norm": None, "warmup_iters": 0}
 WITH_DROPOUT = ("tasks=[image_label]", "tasks.image_label.levels=[dense]", "model=small_vgg", "model.backbone.dense=8")

@@ -10,6 +10,8 @@ from tiny import make_sample, need_tasks, tiny_model
 from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 STEPS = 50
 

@@ -23,6 +23,8 @@ from mtl_rcnn.engine.trainer import Trainer
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Metric
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("detection", "mask")
 SCORES = {"detection": [1.0, 2.0, 3.0, 2.0, 3.0, 3.0, 9.0], "mask": [4.0, 3.0, 4.0, 9.0, 9.0, 9.0, 9.0]}

@@ -25,6 +25,8 @@ from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 MIXED = ["model.backbone.norm=BN", "tasks.mask.norm=BN"]
 

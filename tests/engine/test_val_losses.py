@@ -21,6 +21,8 @@ from mtl_rcnn.engine.val_losses import validation_losses
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
+pytestmark = pytest.mark.slow  # not run once more for each task that is left out
+
 NAMES = ("detection", "mask", "keypoint")
 
 
