@@ -57,13 +57,9 @@ def compare_tasks(composition: Composition) -> Path:
 
 def _report(cfg: DictConfig, networks: Sequence[Network], cells: Sequence[Cell], folder: Path) -> None:
     results = {cell.name: read_result(cell) for cell in cells}
-    metrics = metric_names(cfg, networks)
-    directions = {
-        task: _metric(cfg, task, metric, next(r for c in cells if task in c.network.tasks for r in [results[c.name]]))
-        for task, metric in metrics.items()
-        if any(task in cell.network.tasks for cell in cells)
-    }
-    metrics = {task: metrics[task] for task in directions}
+    first = {task: results[cell.name] for cell in reversed(cells) for task in cell.network.tasks}
+    metrics = {task: metric for task, metric in metric_names(cfg, networks).items() if task in first}
+    directions = {task: _more_is_better(cfg, task, metric, first[task]) for task, metric in metrics.items()}
     rows = [_row(cfg, network, cells, results, metrics) for network in networks]
     rows = _with_costs([row for row in rows if row is not None], cells, choose_device(cfg.device))
     path = write_comparison(cfg, with_deltas(rows, directions), metrics, directions, cells, results, folder)
@@ -79,8 +75,8 @@ def metric_names(cfg: DictConfig, networks: Sequence[Network]) -> dict[str, str]
     return {name: str(cfg.metrics.get(name, cls.evaluator_class.headline)) for name, cls in classes.items()}
 
 
-def _metric(cfg: DictConfig, task: str, metric: str, result: Result) -> bool:
-    """Whether more of a task's metric is better."""
+def _more_is_better(cfg: DictConfig, task: str, metric: str, result: Result) -> bool:
+    """Of a task's metric, which a result must have."""
     return find_metric(result.metrics, _key(cfg, task, metric), f"metrics.{task}").higher_is_better
 
 
@@ -109,12 +105,10 @@ def _row(
 
 
 def _with_costs(rows: Sequence[Row], cells: Sequence[Cell], device: torch.device) -> list[Row]:
-    """Networks of the same tasks cost the same, whatever trained them, unless a variant changes the network: so one of
-    each is measured."""
+    """Measured on the first complete training of each network, all side by side."""
     folders = {row.network.name: next(c.folder for c in cells if c.network is row.network) for row in rows}
     costs = measure_costs(folders, device)
     return [
-        replace(row, parameters=cost.parameters, inference_ms=cost.inference_ms)
-        for row in rows
-        for cost in [costs[row.network.name]]
+        replace(row, parameters=costs[name].parameters, inference_ms=costs[name].inference_ms)
+        for name, row in zip(folders, rows)
     ]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from mtl_rcnn.comparison.plan import Network
 
-PERCENT = 100.0
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -67,7 +65,7 @@ def relative(value: float, baseline: float, higher_is_better: bool) -> float:
         ZeroDivisionError: the baseline is 0, of which nothing is a percentage.
     """
     sign = 1.0 if higher_is_better else -1.0
-    return PERCENT * sign * (value - baseline) / abs(baseline)
+    return 100.0 * sign * (value - baseline) / abs(baseline)
 
 
 def delta_m(

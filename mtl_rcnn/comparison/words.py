@@ -142,7 +142,7 @@ def _judged(first: Spread, second: Spread, better: str, worse: str, noise: str) 
 
 def _cells(row: Row, metrics: Mapping[str, str]) -> list[str]:
     scores = [spread_text(row.scores.get(task), _digits(row.scores.get(task))) for task in metrics]
-    return [row.network.title, *scores, _signed(row.delta_m), *_costs(row.parameters, row)]
+    return [row.network.title, *scores, _signed(row.delta_m), *_costs(row)]
 
 
 def _apart(rows: Sequence[Row], metrics: Mapping[str, str]) -> list[str]:
@@ -163,9 +163,9 @@ def _apart(rows: Sequence[Row], metrics: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _costs(parameters: int | None, row: Row) -> list[str]:
+def _costs(row: Row) -> list[str]:
     inference = "-" if row.inference_ms is None else f"{row.inference_ms:.1f}"
-    return [_millions(parameters), f"{1000 * row.step_seconds.mean:.0f}", inference]
+    return [_millions(row.parameters), f"{1000 * row.step_seconds.mean:.0f}", inference]
 
 
 def _millions(number: int | None) -> str:
