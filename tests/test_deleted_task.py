@@ -63,7 +63,9 @@ def test_the_project_stands_without(task: str, tmp_path: Path) -> None:
     passed = int(re.search(r"(\d+) passed", done)[1])
     assert passed > 60
     assert f"mtl_rcnn/tasks/{task}.py" not in done
-    _pytest(["--collect-only", *naming], copy, environment)
+    elsewhere = [name for name in naming if name not in of_tasks]
+    if elsewhere:  # without a name, every file would be read, also those of what is not in the copy
+        _pytest(["--collect-only", *elsewhere], copy, environment)
 
 
 def _pytest(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
