@@ -16,7 +16,7 @@ from tiny import available_tasks
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = [name for name in available_tasks() if name != "detection"]
 ALWAYS = (
-    "config",
+    "config/test_config.py",
     "test_structure.py",
     "test_task_contract.py",
     "test_export.py",

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import ROOT, commands_of, read_page, run_smaller
 from tiny import need_tasks
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "partial-labels.md").read_text(encoding="utf-8")
-COMMANDS = [line for line in PAGE.splitlines() if line.startswith("python ")]
+PAGE = read_page("partial-labels.md")
+COMMANDS = commands_of(PAGE)
 STEPS = [
     *("device=cpu", "threads=1", "data.workers=0", "solver.max_iter=2", "solver.batch_size=4", "solver.steps=[]"),
     *("solver.checkpoint_period=0", "data.val=[]", "report.enabled=false", "evaluation.samples=0"),
@@ -30,30 +26,11 @@ SMALLER = {
 """What a test puts in place of a command's own arguments of these names, lest it take hours."""
 
 
-def run(command: str, folder: Path) -> str:
-    """Runs a line of the page in a folder."""
-    _, script, *given = shlex.split(command)
-    smaller = SMALLER[Path(script).name]
-    replaced = [word.split("=")[0] for word in smaller if "=" in word]  # of options, the later one counts
-    kept = [word for word in given if word.split("=")[0] not in replaced]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / script), *kept, *smaller],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
     need_tasks("detection", "mask", "keypoint", "semantic", "depth")
     assert len(COMMANDS) == 8
-    said = [run(command, tmp_path) for command in COMMANDS]
+    said = [run_smaller(command, tmp_path, SMALLER) for command in COMMANDS]
     assert "boxes" in said[3]
     outputs = tmp_path / "outputs"
     folders = {"partial", "partial_labels", "partial_temperature", "partial_maps", "partial_pseudo", "partial_second"}

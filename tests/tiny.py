@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,13 @@ def tiny_config(tasks: Sequence[str], *overrides: str) -> DictConfig:
     """The training configuration of a tiny network with these tasks."""
     need_tasks(*tasks)
     knobs = [knob for task in tasks for knob in TASKS.get(task, [])]
-    return compose("train", [f"tasks=[{','.join(tasks)}]", "data.root=unused", *NETWORK, *knobs, *overrides])
+    return copy.deepcopy(_composed(f"tasks=[{','.join(tasks)}]", "data.root=unused", *NETWORK, *knobs, *overrides))
+
+
+@cache
+def _composed(*overrides: str) -> DictConfig:
+    """Composing takes a second, and many tests ask for the same."""
+    return compose("train", overrides)
 
 
 def tiny_model(tasks: Sequence[str], *overrides: str) -> MultiTaskRCNN:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import ROOT, commands_of, read_page
 from test_train import toy_config
 from tiny import need_tasks
 from toy import Toy
@@ -25,7 +26,6 @@ from mtl_rcnn.evaluation.evaluator import Metric
 
 pytestmark = pytest.mark.slow  # not run once more for each task that is left out
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("detection", "mask")
 SCORES = {"detection": [1.0, 2.0, 3.0, 2.0, 3.0, 3.0, 9.0], "mask": [4.0, 3.0, 4.0, 9.0, 9.0, 9.0, 9.0]}
 """After each step, from 1. With a patience of 2, masks stop after 3 and boxes, the last task, after 5."""
@@ -119,8 +119,8 @@ def test_a_metric_that_does_not_exist_is_told(toy: Toy, tmp_path: Path, scripted
         _run(toy, tmp_path / "run", option)
 
 
-PAGE = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8") if (ROOT / "docs").is_dir() else ""
-COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    python ")]
+PAGE = read_page("schedules.md")
+COMMANDS = commands_of(PAGE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
