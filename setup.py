@@ -63,6 +63,7 @@ setup(
             "mtl-rcnn-evaluate=mtl_rcnn.console:evaluate",
             "mtl-rcnn-export=mtl_rcnn.console:export_model",
             "mtl-rcnn-import-weights=mtl_rcnn.console:import_weights",
+            "mtl-rcnn-plan=mtl_rcnn.console:plan",
             "mtl-rcnn-predict=mtl_rcnn.console:predict",
             "mtl-rcnn-pseudo-label=mtl_rcnn.console:pseudo_label",
             "mtl-rcnn-visualize-data=mtl_rcnn.console:visualize_data",

@@ -87,6 +87,14 @@ def analyze_tasks(cfg: DictConfig) -> None:
     run(cfg)
 
 
+@config.main("plan")
+def plan(cfg: DictConfig) -> None:
+    """Says what a training run will need before it is queued (`configs/plan.yaml`)."""
+    from mtl_rcnn.engine.plan import plan as run
+
+    run(cfg)
+
+
 @config.main("pseudo_label")
 def pseudo_label(cfg: DictConfig) -> None:
     """Labels a data set with a trained network (`configs/pseudo_label.yaml`)."""

@@ -210,6 +210,8 @@ CASES = [
             run=type_("+solver.task_schedule.detection.weights=[[0,1],[9,-1]]")),
     _config("an analysis every few epochs", "analysis.every=2ep: expected a whole number of at least 0",
             run=type_("analysis.every=2ep")),
+    _config("a plan for no node", "nodes=[0]: expected a list of whole numbers of at least 1, such as [1,2,4]",
+            run=lambda toy: compose("plan", ["nodes=[0]"])),
     _config("an analysis of no batch", "batches=0: expected a whole number of at least 1",
             run=lambda toy: compose("analyze_tasks", ["run=x", "batches=0"])),
     _config("a folder of configurations that is not there", "nowhere",

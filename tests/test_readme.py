@@ -23,6 +23,7 @@ CONFIGS = {
     "pseudo_label.py": "pseudo_label",
     "compare_tasks.py": "compare",
     "analyze_tasks.py": "analyze_tasks",
+    "plan.py": "plan",
 }
 COMMANDS = [
     line.split("#")[0].strip()
