@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="of the training configuration: experiment=shapes ...")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--at", choices=("features", "parameters"), help="where methods on gradients compare them")
     parser.add_argument("--turns", type=int, default=3, help="of ten steps of each method")
     parser.add_argument("--batches", type=int, default=2, help="different batches")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
@@ -51,19 +52,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        trainers = build(arguments.overrides, arguments.methods, arguments.batches, Path(folder))
+        trainers = build(arguments.overrides, arguments.methods, arguments.batches, Path(folder), arguments.at)
         rows = measure(trainers, arguments.turns)
     print(tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github"))
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
-def build(overrides: Sequence[str], methods: Sequence[str], number: int, folder: Path) -> dict[str, Trainer]:
+def build(
+    overrides: Sequence[str], methods: Sequence[str], number: int, folder: Path, at: str | None = None
+) -> dict[str, Trainer]:
     """A trainer per method, the plain sum first."""
     found: dict[str, Trainer] = {}
     samples: list[list[Sample]] = []
     for method in ["sum", *(method for method in methods if method != "sum")]:
         cfg = config.compose("train", [*overrides, f"balancing={method}", "balancing.weights=null"])
+        if at is not None and "at" in cfg.balancing:
+            cfg.balancing.at = at
         datasets, label_space = train_datasets(cfg)
         if not samples:
             samples = list(islice(train_loader(cfg, datasets, build_targets(cfg, label_space), 0, ALONE), number))
