@@ -3,9 +3,9 @@
     python benchmarks/analysis_overhead.py experiment=shapes data.root=datasets/shape_scenes --every 50 --threads 2
 
 Two networks with the same weights train on the same few batches, which are read once; one of them is analysed every
-so many steps. They take turns of as many steps, in which one look falls. The median of the ratios is told with the
-smallest and the largest; besides it the ratio of the one step with the look, which a busy machine disturbs less: one
-in `every` steps costs as much.
+so many steps. In a turn, in which one look falls, they make as many steps each, one after the other. The median of the
+turns' ratios is told with the smallest and the largest; besides it the ratio of the one step with the look, which a
+busy machine disturbs less: one in `every` steps costs as much.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from balancing_overhead import ALONE, make_trainer, turn
+from balancing_overhead import ALONE, make_trainer, side_by_side
 from tabulate import tabulate
 
 from mtl_rcnn import config
@@ -63,13 +63,15 @@ def measure(plain: Trainer, analysed: Trainer, every: int, turns: int) -> dict[s
     Args:
         every: steps of a turn; the analysed network is looked at in the last.
     """
-    timed(plain, 2, look=False)  # warms up
-    timed(analysed, 2, look=True)
+    analysed.analyse_every = 1
+    side_by_side(plain, analysed, 2)  # warms up
     found: dict[str, list[float]] = {"turn": [], "look": [], "plain": []}
     for number in range(turns):
         print(f"turn {number + 1} of {turns}", file=sys.stderr, flush=True)
-        before, last = timed(plain, every - 1, look=False), timed(plain, 1, look=False)
-        others, look = timed(analysed, every - 1, look=False), timed(analysed, 1, look=True)
+        plain.analyse_every = analysed.analyse_every = 0
+        before, others = side_by_side(plain, analysed, every - 1)
+        analysed.analyse_every = 1
+        last, look = side_by_side(plain, analysed, 1)
         found["turn"].append((others + look) / (before + last))
         found["look"].append(look / last)
         found["plain"].append((before + last) / every)
@@ -83,12 +85,6 @@ def measure(plain: Trainer, analysed: Trainer, every: int, turns: int) -> dict[s
         "which is, every so many": 1 + (look - 1) / every,
         "seconds of a plain step": statistics.median(found["plain"]),
     }
-
-
-def timed(trainer: Trainer, steps: int, look: bool) -> float:
-    """Seconds of some steps, each of them looked at or none."""
-    trainer.analyse_every = int(look)
-    return turn(trainer, steps)
 
 
 if __name__ == "__main__":
