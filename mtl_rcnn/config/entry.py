@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mtl_rcnn.config.cluster_checks import check_submission
 from mtl_rcnn.config.compose import VERSION_BASE, Composition, config_root
 from mtl_rcnn.config.explain import explain
 from mtl_rcnn.config.trust import take_trust_flags
@@ -108,7 +109,9 @@ def _check(composition: Composition, args: argparse.Namespace) -> None:
     if (
         args.cfg or args.info or composition.sweep
     ):  # shown even if incomplete; the jobs of a sweep are checked one by one
-        composition.load()
+        whole = composition.load()
+        if composition.sweep and not (args.cfg or args.info):
+            check_submission(whole, composition.overrides)
     else:
         composition.checked()
 
