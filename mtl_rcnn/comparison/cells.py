@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _HYDRA = {
     "defaults": ["_self_", {"override hydra/job_logging": "disabled"}, {"override hydra/hydra_logging": "disabled"}]
 }
-_FREE = ("threads", "device", "data.workers", "report", "trackers", "evaluation", "solver.log_period")
+_FREE = ("threads", "device", "cluster", "data.workers", "report", "trackers", "evaluation", "solver.log_period")
 """Settings that may change between the cells of a comparison: none of them is told to change what is learned."""
 
 

@@ -36,11 +36,11 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     _check_tasks(cfg, origins)
     if origins is not None:
         _check_files(cfg, origins)
+    check_cluster(cfg)
     _check_complete(cfg)
     check_targets(cfg)
     for key, rule in _RULES.items():
         _check_value(cfg, key, rule)
-    check_cluster(cfg)
     check_mixing(cfg)
     check_solver(cfg)
     check_features(cfg)

@@ -24,15 +24,19 @@ _SHELL = ("setup", "teardown")
 
 
 def check_cluster(cfg: DictConfig) -> None:
-    """Refuses a cluster that there is not, and what SLURM could not be asked for. Raises ConfigError."""
+    """Refuses a cluster that there is not, what SLURM could not be asked for, and keys without a value. Raises
+    ConfigError."""
     node = cfg.get("cluster")
     if node is None:
         return
+    for name in node:
+        if OmegaConf.is_missing(node, name):
+            raise ConfigError(f"cluster.{name} has no value: add cluster.{name}=VALUE")
     if node.kind not in ("local", "slurm"):
         raise ConfigError(
             f"cluster.kind={node.kind}: expected local or slurm; choose with cluster=local or cluster=slurm"
         )
-    for name in (*_COUNTS, *_COUNTS_OR_NULL):
+    for name in (*_COUNTS_OR_NULL, *_COUNTS):
         value = node.get(name, 1)
         if value is None and name in _COUNTS_OR_NULL:
             continue
@@ -72,7 +76,7 @@ def check_submission(whole: DictConfig, overrides: Sequence[str]) -> None:
     try:
         launcher = OmegaConf.to_container(whole.hydra.launcher, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{_GROUP}: {error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     for name in _SHELL:
         if launcher.get(name):
             raise ConfigError(

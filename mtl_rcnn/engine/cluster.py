@@ -110,8 +110,8 @@ def _refuse_step(environ: Mapping[str, str]) -> None:
     tasks = environ.get(_TASKS, "1")
     if tasks != "1":
         raise ConfigError(
-            f"cluster=local: srun started {tasks} tasks ({_TASKS}={tasks}), each of which would train alone in the same "
-            "output_dir; add cluster=slurm to make them the ranks of one run, or start one task (srun -n 1)"
+            f"cluster=local: srun started {tasks} tasks ({_TASKS}={tasks}), each of which would run alone into the "
+            "same output_dir; add cluster=slurm to make them the ranks of one run, or start one task (srun -n 1)"
         )
 
 
