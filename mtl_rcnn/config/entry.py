@@ -13,6 +13,7 @@ import argparse
 import functools
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from mtl_rcnn.errors import ConfigError, MtlRcnnError
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _RANKS = ("RANK", "SLURM_PROCID")
+_PATIENCE_SECONDS = 3
+"""Rank 0 tells what is wrong: torchrun, and srun --kill-on-bad-exit, end all ranks as soon as one has ended."""
 EXIT_STATUS = 2
 """Of a tool that ends with an error which the user can mend."""
 
@@ -151,6 +154,8 @@ def _end(error: MtlRcnnError, full_error: str | None) -> NoReturn:
     if rank == "0" or not isinstance(error, ConfigError):  # a fault of the configuration is the same on all ranks
         text = " ".join(str(error).split()) if isinstance(error, ConfigError) else str(error)
         print(f"error: {text}", file=sys.stderr)
+    else:
+        time.sleep(_PATIENCE_SECONDS)
     raise SystemExit(EXIT_STATUS)
 
 

@@ -84,7 +84,7 @@ def step_port(job_id: int, step_id: int) -> int:
 
 def without_step(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that a task of srun starts for itself, and that is no task of that step."""
-    return {name: value for name, value in environ.items() if name != _TASKS}
+    return {name: value for name, value in environ.items() if name not in (_TASKS, "SLURM_PROCID")}
 
 
 def _torchrun(environ: Mapping[str, str]) -> Place:

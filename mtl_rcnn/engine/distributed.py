@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtl_rcnn.engine.cluster import find_place
-from mtl_rcnn.errors import ConfigError, MtlRcnnError
+from mtl_rcnn.errors import ConfigError, MtlRcnnError, TrainingError
 
 __all__ = [
     "Ranks",
@@ -277,8 +277,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for but PyTorch sees no GPU; use device=cpu or device=auto")
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
+        raise TrainingError(  # not of the configuration alone: ranks with a GPU do not see it
             f"device: local rank {local_rank} has no GPU of its own, this machine has {torch.cuda.device_count()}; "
-            f"start at most {torch.cuda.device_count()} processes here (torchrun --nproc-per-node) or use device=cpu"
+            f"start at most {torch.cuda.device_count()} processes here (torchrun --nproc-per-node, srun "
+            "--ntasks-per-node) or use device=cpu"
         )
     return torch.device("cuda", local_rank)
