@@ -42,7 +42,8 @@ def test_two_ranks_train_as_one(pattern: str, results: list[dict[str, Any]]) -> 
 
 
 def test_twenty_iterations_of_one_and_of_two_ranks_agree(tmp_path: Path) -> None:
-    """GroupNorm and images of one size: nothing depends on who computes what but the order of float32 sums."""
+    """GroupNorm and images of one size: nothing depends on who computes what but the order of float32 sums, until a
+    proposal lies so close to a threshold of overlap that the last bit decides what it is."""
     need_tasks("detection", "mask", "keypoint")
     scenes = tmp_path / "scenes"
     make = ["datasets/shape_scenes.py", "--out", str(scenes), "--train", "12", "--val", "2", "--size", "96x64"]
@@ -54,10 +55,11 @@ def test_twenty_iterations_of_one_and_of_two_ranks_agree(tmp_path: Path) -> None
     one, two = (checkpoints.load(folder / "model_0000020.pth")["model"] for folder in folders.values())
     start = checkpoints.load(folders[1] / "model_0000001.pth")["model"]
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3, msg=name)
     assert max((one[name] - start[name]).abs().max().item() for name in one) > 1e-2, "it has learned something"
     losses = [[row["total"] for row in read_metrics(folder / "metrics.jsonl")] for folder in folders.values()]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1][:8] == pytest.approx(losses[0][:8], rel=1e-5)
 
 
 def _twenty_iterations(scenes: Path, folder: Path) -> list[str]:
@@ -71,7 +73,7 @@ def _twenty_iterations(scenes: Path, folder: Path) -> list[str]:
         *("model.backbone.width=32", "model.backbone.fpn_channels=32"),
         *("model.backbone.norm=GN", "model.backbone.fpn_norm=GN", "device=cpu", "threads=1", f"output_dir={folder}"),
         *("solver.batch_size=4", "solver.max_iter=20", "solver.steps=[0.9]", "solver.warmup_iters=5"),
-        *("solver.lr=0.005", "solver.log_period=1", "solver.checkpoint_period=1", "checkpoint.keep=20"),
+        *("solver.lr=0.0005", "solver.log_period=1", "solver.checkpoint_period=1", "checkpoint.keep=20"),
         # Every proposal trains the heads: which of two equally good ones is chosen may hang on the last bit.
         *("tasks.detection.rpn.aspect_ratios=[1.0]", "tasks.detection.rpn.nms_thresh=1"),
         *("tasks.detection.rpn.pre_nms_topk=[1000,100]", "tasks.detection.rpn.post_nms_topk=[1000,100]"),
