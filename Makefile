@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup slurm demo test lint clean
 
 help: ## print this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,6 +16,12 @@ $(STAMP): requirements.txt setup.py $(wildcard third_party/detectron2/*.toml thi
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) tools/setup_environment.py
 	touch $(STAMP)
+
+slurm: ## the daemons of the tests that start a SLURM cluster, by apt-get as root; without them these tests are skipped
+	@if command -v slurmctld munged >/dev/null; then echo "SLURM is installed"; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; \
+	else echo "SLURM is not installed, and this is not root with apt-get: tests of SLURM will be skipped"; fi
 
 demo: setup ## the main job on generated scenes: train, evaluate, export, predict (outputs/demo, about 12 minutes on 2 cores)
 	$(RUN) tools/demo.py

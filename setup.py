@@ -14,7 +14,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mtl_rcnn", "mtl_rcnn.*"]), "mtl_rcnn.configs"],
     package_dir={"mtl_rcnn.configs": "configs"},
-    package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml"], "mtl_rcnn.visualize": ["*.html"]},
+    package_data={"mtl_rcnn.configs": ["*.yaml", "*/*.yaml", "*/*/*.yaml"], "mtl_rcnn.visualize": ["*.html"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
@@ -40,6 +40,7 @@ setup(
     extras_require={
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],  # export.method=onnx writes with one and certifies with the other
         "cagrad": ["torchjd[cagrad]>=0.18,<0.19"],  # balancing=cagrad solves a cone program
+        "cluster": ["hydra-submitit-launcher>=1.2,<1.3", "submitit>=1.5,<2"],  # hydra/launcher=submitit_slurm
         "wandb": ["wandb>=0.16,<1"],  # an experiment tracker, if wanted
         "mlflow": ["mlflow>=2.9"],  # another
         "dev": [
@@ -52,6 +53,8 @@ setup(
             "setuptools>=68",
             "wheel",
             "hypothesis>=6.100",  # two thousand broken COCO files
+            "hydra-submitit-launcher>=1.2,<1.3",
+            "submitit>=1.5,<2",
             "unearth>=0.15",  # tests of third_party/detectron2 fetch as pip would
         ],
     },

@@ -25,7 +25,7 @@ def import_weights(cfg: DictConfig) -> None:
     from mtl_rcnn.engine.distributed import distributed
     from mtl_rcnn.engine.pretrained.convert import import_weights as run
 
-    with distributed("cpu") as ranks:
+    with distributed("cpu", cfg.cluster.kind) as ranks:
         run(cfg, ranks)
 
 

@@ -54,6 +54,7 @@ from toy import Toy
 from whole_load import load_everything
 
 from mtl_rcnn.config import compose
+from mtl_rcnn.engine.cluster import find_place
 from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, MtlRcnnError, UnreadableImageError
 from mtl_rcnn.predict.label_files import LabelFiles
 
@@ -185,6 +186,13 @@ CASES = [
     _config("a choice that does not exist", "resnet50_fpn", run=type_("model=resnet50")),
     _config("settings of a task that is not selected", "the task 'mask' is not selected",
             run=type_("tasks=[detection]", "+tasks.mask.norm=BN")),
+    _config("a cluster that there is not", "no cluster 'slrum'; did you mean 'slurm'", run=type_("cluster=slrum")),
+    _config("a job of no node", "cluster.nodes=0: expected a whole number of at least 1",
+            run=type_("cluster=slurm", "cluster.nodes=0")),
+    _config("a container without an image", "cluster.container_image has no value: add cluster.container_image=VALUE",
+            run=type_("cluster=slurm_pyxis")),
+    _config("several tasks of srun without cluster=slurm", "srun started 2 tasks (SLURM_STEP_NUM_TASKS=2), each of",
+            run=lambda toy: find_place("local", {"SLURM_STEP_NUM_TASKS": "2"})),
     _config("no task", "no task is selected", run=type_("tasks=[]")),
     _config("a value that was left open", "network has no value", run=lambda toy: compose("predict", ["input=x"])),
     _config("a number out of range", "solver.lr=-1: expected a number above 0", run=type_("solver.lr=-1")),

@@ -41,7 +41,7 @@ def test_a_run_leaves_everything_it_promises(toy: Toy, tmp_path: Path) -> None:
     outcome = train(cfg)
     found = {path.name for path in outcome.folder.iterdir()}
     assert {"config.yaml", "command.txt", "log.txt", "metrics.json", "metrics.jsonl", "tensorboard"} <= found
-    assert {"report.html", "labels.json", "evaluated.json", "evaluation"} <= found
+    assert {"environment.json", "hosts.json", "report.html", "labels.json", "evaluated.json", "evaluation"} <= found
     assert {"model_0000002.pth", "model_0000004.pth", "model_best.pth", "last_checkpoint"} <= found
     metrics = json.loads((outcome.folder / "metrics.json").read_text())
     assert {f"toy/{name}/{cls.evaluator_class.headline}" for name, cls in task_classes(cfg).items()} <= set(metrics)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from omegaconf import OmegaConf
 
 from mtl_rcnn.comparison.plan import Cell
 from mtl_rcnn.config.diff import config_diff, format_diff
+from mtl_rcnn.engine.cluster import without_step
 from mtl_rcnn.engine.progress import read_metrics as read_progress
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Metric
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 _HYDRA = {
     "defaults": ["_self_", {"override hydra/job_logging": "disabled"}, {"override hydra/hydra_logging": "disabled"}]
 }
-_FREE = ("threads", "device", "data.workers", "report", "trackers", "evaluation", "solver.log_period")
+_FREE = ("threads", "device", "cluster", "data.workers", "report", "trackers", "evaluation", "solver.log_period")
 """Settings that may change between the cells of a comparison: none of them is told to change what is learned."""
 
 
@@ -105,7 +107,9 @@ def _train(cell: Cell, folder: Path, launch: Sequence[str]) -> str | None:
     command += [f"--config-dir={(folder / 'configs').resolve()}", f"--config-name={cell.name}"]
     console = cell.folder / "console.txt"
     with console.open("ab") as output:
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(
+            command, env=without_step(os.environ), stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
     if status:
         return f"{cell.name}: ended with status {status}: {_last_line(console)} ({console})"
     _complete(cell)

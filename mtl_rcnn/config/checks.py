@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl_rcnn.config.cluster_checks import check_cluster
 from mtl_rcnn.config.durations import is_epochs
 from mtl_rcnn.config.feature_checks import check_features
 from mtl_rcnn.config.keys import flatten, nearest, unknown_key
@@ -35,6 +36,7 @@ def check(cfg: DictConfig, origins: Origins | None = None) -> None:
     _check_tasks(cfg, origins)
     if origins is not None:
         _check_files(cfg, origins)
+    check_cluster(cfg)
     _check_complete(cfg)
     check_targets(cfg)
     for key, rule in _RULES.items():

@@ -17,6 +17,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.utils import setup_globals
@@ -148,6 +149,7 @@ class Composition:
             version.setbase(VERSION_BASE)
         setup_globals()
         path = create_config_search_path(self.root)
+        _drop_launcher_schema()
         if self.config_dir is not None:
             path.prepend("command-line", f"file://{self._folder()}", anchor=SearchPathQuery(provider="schema"))
         return ConfigLoaderImpl(path)
@@ -157,6 +159,12 @@ class Composition:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {self.config_dir}: no such folder")
         return folder
+
+
+def _drop_launcher_schema() -> None:
+    """Leaves `hydra/launcher/submitit_slurm` to our file: Hydra would hold it against the plugin's schema of the same
+    name, which has no arguments of srun. The search path has loaded the plugin before."""
+    ConfigStore.instance().repo["hydra"].get("launcher", {}).pop("submitit_slurm.yaml", None)
 
 
 def job_part(whole: DictConfig) -> DictConfig:

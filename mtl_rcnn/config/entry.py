@@ -13,6 +13,7 @@ import argparse
 import functools
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mtl_rcnn.config.cluster_checks import check_submission
 from mtl_rcnn.config.compose import VERSION_BASE, Composition, config_root
 from mtl_rcnn.config.explain import explain
 from mtl_rcnn.config.trust import take_trust_flags
@@ -32,6 +34,8 @@ from mtl_rcnn.errors import ConfigError, MtlRcnnError
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _RANKS = ("RANK", "SLURM_PROCID")
+_PATIENCE_SECONDS = 3
+"""Rank 0 tells what is wrong: torchrun, and srun --kill-on-bad-exit, end all ranks as soon as one has ended."""
 EXIT_STATUS = 2
 """Of a tool that ends with an error which the user can mend."""
 
@@ -108,7 +112,9 @@ def _check(composition: Composition, args: argparse.Namespace) -> None:
     if (
         args.cfg or args.info or composition.sweep
     ):  # shown even if incomplete; the jobs of a sweep are checked one by one
-        composition.load()
+        whole = composition.load()
+        if composition.sweep and not (args.cfg or args.info):
+            check_submission(whole, composition.overrides)
     else:
         composition.checked()
 
@@ -148,6 +154,8 @@ def _end(error: MtlRcnnError, full_error: str | None) -> NoReturn:
     if rank == "0" or not isinstance(error, ConfigError):  # a fault of the configuration is the same on all ranks
         text = " ".join(str(error).split()) if isinstance(error, ConfigError) else str(error)
         print(f"error: {text}", file=sys.stderr)
+    else:
+        time.sleep(_PATIENCE_SECONDS)
     raise SystemExit(EXIT_STATUS)
 
 

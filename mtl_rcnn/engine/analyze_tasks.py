@@ -56,7 +56,7 @@ def analyze_tasks(cfg: DictConfig) -> list[Pair]:
         MtlRcnnError: a checkpoint or data that cannot be read; a network of one task; data that label no two tasks in
             any batch; a loss that is not finite.
     """
-    with distributed(cfg.device) as ranks, fail_together(ranks):
+    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
         setup_logging(None, ranks)
         repeatable(ranks.device)
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)

@@ -1,10 +1,10 @@
 """Ranks: who computes, and how all of them end when one of them fails.
 
-Ranks come from the environment that `torchrun` sets; without it there is one process and no process group. Everything
-here works the same with one process, and `detectron2.utils.comm` sees the same ranks (its functions of the *local* rank
-excepted: they need Detectron2's own launcher; `Ranks.local_rank` says the same).
+Ranks come from the environment that `torchrun` or SLURM sets (see `cluster`); without it there is one process and no
+process group. Everything here works the same with one process, and `detectron2.utils.comm` sees the same ranks (its
+functions of the *local* rank excepted: they need Detectron2's own launcher; `Ranks.local_rank` says the same).
 
-    with distributed("auto") as ranks, fail_together(ranks):
+    with distributed("auto", "slurm") as ranks, fail_together(ranks):
         train(ranks)
 """
 
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtl_rcnn.errors import ConfigError, MtlRcnnError
+from mtl_rcnn.engine.cluster import find_place
+from mtl_rcnn.errors import ConfigError, MtlRcnnError, TrainingError
 
 __all__ = [
     "Ranks",
@@ -34,6 +35,7 @@ __all__ = [
     "broadcast_object",
     "distributed",
     "fail_together",
+    "gather_objects",
     "init",
     "is_main",
     "share_buffers",
@@ -42,7 +44,6 @@ __all__ = [
 
 _POLL_SECONDS = 0.5
 _STORE_SECONDS = 10
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
 
@@ -53,7 +54,7 @@ class Ranks:
     Attributes:
         rank: in [0, world); rank 0 writes files and the log.
         world: number of processes on all machines.
-        local_rank: index among this machine's processes; also the index of its GPU.
+        local_rank: index among this machine's processes.
         device: where this process computes.
     """
 
@@ -69,9 +70,9 @@ class Ranks:
 
 
 @contextmanager
-def distributed(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]:
+def distributed(device: str = "auto", cluster: str = "local", timeout_s: float = 600.0) -> Iterator[Ranks]:
     """`init`, and the process group's end when the block is left."""
-    ranks = init(device, timeout_s)
+    ranks = init(device, cluster, timeout_s)
     try:
         yield ranks
     finally:
@@ -79,27 +80,33 @@ def distributed(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Rank
             dist.destroy_process_group()
 
 
-def init(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
+def init(device: str = "auto", cluster: str = "local", timeout_s: float = 600.0) -> Ranks:
     """Reads the ranks from the environment and, where there is more than one, joins them in a process group.
+
+    Afterwards MASTER_ADDR and MASTER_PORT of the environment say where the ranks met.
 
     Args:
         device: "cpu" (gloo), "cuda" (NCCL), or "auto": a GPU where there is one.
+        cluster: who started the ranks: "local" (torchrun, or nobody) or "slurm" (srun, submitit).
         timeout_s: seconds after which a collective that some rank never joined is an error.
 
     Raises:
         ConfigError: an incomplete or contradictory environment, or a device that this machine lacks.
     """
-    rank, world, local_rank = _ranks_from_environment(os.environ)
-    ranks = Ranks(rank, world, local_rank, choose_device(device, local_rank))
+    place = find_place(cluster, os.environ)
+    # SLURM may show each task its own GPU alone (--gpus-per-task, --gpu-bind), which then is the first.
+    gpu = 0 if cluster == "slurm" and torch.cuda.device_count() == 1 else place.local_rank
+    ranks = Ranks(place.rank, place.world, place.local_rank, choose_device(device, gpu))
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(ranks.device)
-    if world > 1:
+    if ranks.world > 1:
+        os.environ.update(MASTER_ADDR=str(place.address), MASTER_PORT=str(place.port))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_s),
-            rank=rank,
-            world_size=world,
+            rank=ranks.rank,
+            world_size=ranks.world,
             device_id=ranks.device if on_gpu else None,
         )
     return ranks
@@ -128,6 +135,15 @@ def broadcast_object(value: T) -> T:
     box = [value if is_main() else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value` (anything that pickles), in order of rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -252,31 +268,6 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _ranks_from_environment(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world, local rank) of torchrun's variables; (0, 1, 0) without them."""
-    if "RANK" not in environ and "WORLD_SIZE" not in environ:
-        return 0, 1, 0
-    missing = [name for name in _VARIABLES if name not in environ]
-    if missing:
-        raise ConfigError(
-            f"environment: {', '.join(missing)} not set although RANK or WORLD_SIZE is; "
-            "start with torchrun, which sets all of them, or unset them to run one process"
-        )
-    rank, world, local_rank, _ = (_integer(environ, name) for name in _VARIABLES if name != "MASTER_ADDR")
-    if not (0 <= rank < world and 0 <= local_rank < world):
-        raise ConfigError(
-            f"environment: RANK={rank} and LOCAL_RANK={local_rank} must lie in [0, WORLD_SIZE) with WORLD_SIZE={world}"
-        )
-    return rank, world, local_rank
-
-
-def _integer(environ: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environ[name])
-    except ValueError:
-        raise ConfigError(f"environment: {name}={environ[name]!r} is not a whole number") from None
-
-
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means for a process. ConfigError if there is none."""
     if name not in ("auto", "cpu", "cuda"):
@@ -286,8 +277,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for but PyTorch sees no GPU; use device=cpu or device=auto")
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
+        raise TrainingError(  # not of the configuration alone: ranks with a GPU do not see it
             f"device: local rank {local_rank} has no GPU of its own, this machine has {torch.cuda.device_count()}; "
-            f"start at most {torch.cuda.device_count()} processes here (torchrun --nproc-per-node) or use device=cpu"
+            f"start at most {torch.cuda.device_count()} processes here (torchrun --nproc-per-node, srun "
+            "--ntasks-per-node) or use device=cpu"
         )
     return torch.device("cuda", local_rank)

@@ -102,7 +102,7 @@ def dry_run(
     Raises:
         MtlRcnnError: the configuration cannot be run.
     """
-    with distributed(cfg.device) as ranks:
+    with distributed(cfg.device, cfg.cluster.kind) as ranks:
         cfg = in_iterations(cfg, sum(len(dataset.records) for dataset in datasets))
         samples = _batch(cfg, datasets, targets, images)
         model = _model(cfg, label_space, ranks)

@@ -33,7 +33,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         MtlRcnnError: a checkpoint, data set or results file that cannot be read; a task or a class the network does
             not have.
     """
-    with distributed(cfg.device) as ranks, fail_together(ranks):
+    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
         setup_logging(None, ranks)
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)
         _adapt(restored.cfg, cfg)

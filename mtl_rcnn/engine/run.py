@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import platform
+import re
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mtl_rcnn.engine.distributed import Ranks, barrier
+from mtl_rcnn.engine.distributed import Ranks, barrier, gather_objects
 
 _PACKAGES = ("mtl-rcnn", "detectron2", "torch", "torchvision", "numpy", "faster-coco-eval")
+_REDACTED = "<redacted>"
+_SECRET_NAME = re.compile(
+    r"secret|token|key|passw|passphrase|_pwd|credential|auth|cookie|private|signature|dsn|webhook", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(
+    r"(?<=://)[^/\s]*(?=@)"  # user and password in an address, as of a proxy
+    r"|\b(hf_|gh[oprsu]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA|eyJ)[\w.-]+"  # tokens that say whose they are
+)
 
 
 def open_run(cfg: DictConfig, ranks: Ranks) -> Path:
-    """Makes the directory, starts the log, saves config, command and versions, and sets up torch for the run."""
+    """Makes the directory, starts the log, saves config, command, versions, environment and hosts, and sets up torch
+    for the run."""
     folder = Path(cfg.output_dir)
+    hosts = gather_objects(_host(ranks))
     if ranks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         (folder / "command.txt").write_text(_command(), encoding="utf-8")
+        (folder / "environment.json").write_text(_json(redacted(os.environ)), encoding="utf-8")
+        (folder / "hosts.json").write_text(_json(hosts), encoding="utf-8")
     barrier()
     setup_logging(folder, ranks)
     if cfg.threads:
@@ -72,6 +88,27 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def redacted(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by name, without what looks like a secret: values of variables whose name says so (token, key,
+    password, ...), passwords in addresses, and tokens of known forms in any value."""
+    return {
+        name: _REDACTED if _SECRET_NAME.search(name) else _SECRET_VALUE.sub(_REDACTED, value)
+        for name, value in sorted(environ.items())
+    }
+
+
+def _host(ranks: Ranks) -> dict[str, str | int]:
+    """Where this rank computes; the node is SLURM's name of the host."""
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    host = {"rank": ranks.rank, "host": socket.gethostname(), "local_rank": ranks.local_rank, "device": device}
+    node = os.environ.get("SLURMD_NODENAME")
+    return {**host, "node": node} if node else host
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _command() -> str:

@@ -80,7 +80,7 @@ def train(cfg: DictConfig) -> Outcome:
     Raises:
         MtlRcnnError: anything the user can mend; the text says how.
     """
-    with distributed(cfg.device) as ranks, fail_together(ranks):
+    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
         cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
         datasets, label_space = train_datasets(cfg)
