@@ -18,9 +18,10 @@ from toy import Toy
 from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.loader import Loader, RecordStore, build_eval_loader, build_train_loader
+from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
+from mtl_rcnn.data.record_store import RecordStore
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import ConfigError, DataError, UnreadableImageError
 
