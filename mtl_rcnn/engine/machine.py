@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -27,15 +29,23 @@ def once_per_machine(make: Callable[[], T], ranks: Ranks | None) -> T:
         ranks: that all call this now; None: this process alone.
     """
     if ranks is None or ranks.world == 1:
-        return make()
-    made = make() if ranks.local_rank == 0 else None
+        return _made(make)
+    made = _made(make) if ranks.local_rank == 0 else None
     offers = comm.all_gather(None if made is None else pickle.dumps(made))
     if made is None:
         made = _first_that_opens(offers)
     barrier()  # the makers keep their memory until everybody has it
     if made is None:
         logger.warning("rank %d cannot share the data of local rank 0, and reads its own copy", ranks.rank)
-        made = make()
+        made = _made(make)
+    return made
+
+
+def _made(make: Callable[[], T]) -> T:
+    """And gives back what `make` needed on the way (the objects of whole JSON files), which glibc would keep."""
+    made = make()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
     return made
 
 
