@@ -220,11 +220,12 @@ def _ours(folder: Path, workers: int, ranks: Any) -> tuple[Iterable[Any], int]:
 
 def _detectron2(folder: Path, workers: int, ranks: Any) -> tuple[Iterable[Any], int]:
     """`build_detection_train_loader` as its configuration sets it up, but that the ranks read in turns."""
-    import torch.distributed as dist
     from detectron2.config import get_cfg
     from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
     from detectron2.data.common import DatasetFromList
     from detectron2.data.datasets import register_coco_instances
+
+    from mtl_rcnn.engine.distributed import barrier
 
     cfg = get_cfg()
     cfg.MODEL.MASK_ON = True
@@ -233,7 +234,7 @@ def _detectron2(folder: Path, workers: int, ranks: Any) -> tuple[Iterable[Any], 
     for turn in range(ranks.world):
         if turn == ranks.rank:
             records = DatasetFromList(get_detection_dataset_dicts("large"), copy=False)
-        dist.barrier()
+        barrier()
     mapper = DatasetMapper(cfg, is_train=True)
     loader = build_detection_train_loader(records, mapper=mapper, total_batch_size=2 * ranks.world, num_workers=workers)
     return loader, records._lst.nbytes

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_rcnn.data.mapper import Mapper
@@ -73,7 +73,7 @@ class Loader:
 
 
 def build_train_loader(
-    records: Sequence[Record],
+    records: Sequence[Record] | ConcatDataset,
     mapper: Mapper,
     planner: Plan,
     start_iteration: int = 0,
@@ -85,6 +85,9 @@ def build_train_loader(
 
     With `data.on_error=skip` an unreadable image is replaced by another, a function of (seed, n, attempt), and named
     in `Loader.excluded`.
+
+    Args:
+        records: by their number in the plan; those of `RecordStore`s are not copied by workers.
 
     Raises:
         ConfigError: the batch size cannot be shared out evenly among the ranks.
@@ -123,7 +126,7 @@ class _Result:
 class _Samples(TorchDataset):
     """(sample index, record index) -> result. Without a planner an unreadable image is left out, not replaced."""
 
-    def __init__(self, records: Sequence[Record], mapper: Mapper, planner: Plan | None) -> None:
+    def __init__(self, records: Sequence[Record] | ConcatDataset, mapper: Mapper, planner: Plan | None) -> None:
         self.records = records
         self.mapper = mapper
         self.planner = planner
