@@ -6,11 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from mtl_rcnn.data.coco import CocoData
 from mtl_rcnn.data.dataset_spec import DatasetSpec, suggest
 from mtl_rcnn.data.label_space import Category, LabelSpace, class_name, merge_categories, merge_vocabularies
 from mtl_rcnn.data.reader import read_dataset
+from mtl_rcnn.data.record_store import RecordStore
 from mtl_rcnn.data.records import ClassMap, EntryMaps, Report, make_records, some
 from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import ConfigError, DataError
@@ -24,17 +28,31 @@ class Dataset:
 
     Attributes:
         name: of the dataset.
-        records: one per image, see `Record`.
+        records: one per image, see `Record`; a `RecordStore`, which unpickles at each access: going through it takes
+            time, holding on to all of it memory.
         categories: the dataset's own categories that are used, by id.
         report: what was kept and removed.
         repeat: how often each image comes in an epoch of training, on average.
     """
 
     name: str
-    records: list[Record]
+    records: Sequence[Record]
     categories: tuple[Category, ...]
     report: Report
     repeat: float = 1.0
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) height and width of every image, in pixels."""
+        sizes = ((record["height"], record["width"]) for record in self.records)
+        return np.fromiter(sizes, dtype=(np.int64, 2), count=len(self.records))
+
+    @cached_property
+    def shown_classes(self) -> np.ndarray:
+        """(M, 2) number of an image and index of a class that it shows, each pair once; crowds show their class too."""
+        shown = ({entry["category_id"] for entry in record["annotations"]} for record in self.records)
+        pairs = ((image, index) for image, indices in enumerate(shown) for index in indices)
+        return np.fromiter(pairs, dtype=(np.int64, 2))
 
 
 def build_datasets(
@@ -75,7 +93,7 @@ def build_datasets(
         classes = _class_map(spec, data, categories, aliases, label_space, report)
         entries = _entry_maps(spec, data, label_space)
         records = make_records(spec, data, classes, entries, min_instances, on_error, report)
-        datasets.append(Dataset(spec.name, records, categories, report, spec.repeat))
+        datasets.append(Dataset(spec.name, RecordStore(records), categories, report, spec.repeat))
         logger.info("%s: %s", spec.name, report)
         for note in report.notes:
             logger.warning("%s: %s", spec.name, note)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mtl_rcnn.data.catalog import Dataset
-from mtl_rcnn.data.target import Coverage, Target
+from mtl_rcnn.data.target import Target
 from mtl_rcnn.errors import ConfigError, DataError
 
 
@@ -33,7 +34,7 @@ def label_table(datasets: Sequence[Dataset], targets: Mapping[str, Target]) -> l
     Raises:
         DataError: the first faulty label, and how many more records have one.
     """
-    return [_row(dataset, name, target) for dataset in datasets for name, target in targets.items()]
+    return [row for dataset in datasets for row in _rows(dataset, targets)]
 
 
 def check_useful(table: Sequence[LabelRow], datasets: Sequence[Dataset]) -> None:
@@ -58,28 +59,32 @@ def check_useful(table: Sequence[LabelRow], datasets: Sequence[Dataset]) -> None
         )
 
 
-def _row(dataset: Dataset, name: str, target: Target) -> LabelRow:
-    covered = _check(dataset, target)
-    return LabelRow(
-        dataset=dataset.name,
-        task=name,
-        images_labelled=sum(cover.image for cover in covered),
-        images=len(dataset.records),
-        instances_labelled=sum(cover.instances for cover in covered),
-        instances=sum(not entry["iscrowd"] for record in dataset.records for entry in record["annotations"]),
-    )
-
-
-def _check(dataset: Dataset, target: Target) -> list[Coverage]:
-    covered: list[Coverage] = []
-    faults: list[DataError] = []
+def _rows(dataset: Dataset, targets: Mapping[str, Target]) -> list[LabelRow]:
+    """In one pass over the records, which are unpickled at each access."""
+    instances = 0
+    images_labelled, instances_labelled = Counter[str](), Counter[str]()
+    faults: dict[str, list[DataError]] = {name: [] for name in targets}
     for record in dataset.records:
-        try:
-            covered.append(target.check(record))
-        except DataError as fault:
-            faults.append(fault)
+        instances += sum(not entry["iscrowd"] for entry in record["annotations"])
+        for name, target in targets.items():
+            try:
+                covered = target.check(record)
+            except DataError as fault:
+                faults[name].append(fault)
+                continue
+            images_labelled[name] += covered.image
+            instances_labelled[name] += covered.instances
+    for found in faults.values():
+        _refuse(found, dataset.name)
+    images = len(dataset.records)
+    return [
+        LabelRow(dataset.name, name, images_labelled[name], images, instances_labelled[name], instances)
+        for name in targets
+    ]
+
+
+def _refuse(faults: Sequence[DataError], dataset: str) -> None:
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise DataError(f"{faults[0]} ({len(faults) - 1} more images of dataset {dataset.name!r} have faulty labels)")
-    return covered
+        raise DataError(f"{faults[0]} ({len(faults) - 1} more images of dataset {dataset!r} have faulty labels)")

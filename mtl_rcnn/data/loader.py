@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_rcnn.data.mapper import Mapper
@@ -32,28 +30,6 @@ class Exclusion:
     image_id: int | str
     file_name: str
     reason: str
-
-
-class RecordStore(Sequence[Record]):
-    """Records pickled into one tensor: worker processes share it, where Python objects would be copied page by page."""
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        buffer = bytearray()
-        ends = [0]
-        for record in records:
-            buffer += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
-            ends.append(len(buffer))
-        self._bytes = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-        self._ends = torch.tensor(ends)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        start, end = self._ends[index : index + 2].tolist()
-        return pickle.loads(memoryview(self._bytes[start:end].numpy()))
 
 
 class Loader:
@@ -97,7 +73,7 @@ class Loader:
 
 
 def build_train_loader(
-    records: Sequence[Record],
+    records: Sequence[Record] | ConcatDataset,
     mapper: Mapper,
     planner: Plan,
     start_iteration: int = 0,
@@ -110,13 +86,15 @@ def build_train_loader(
     With `data.on_error=skip` an unreadable image is replaced by another, a function of (seed, n, attempt), and named
     in `Loader.excluded`.
 
+    Args:
+        records: by their number in the plan; those of `RecordStore`s are not copied by workers.
+
     Raises:
         ConfigError: the batch size cannot be shared out evenly among the ranks.
         DataError: while iterating, on a faulty record.
     """
     check_world(planner.batch_size, world)
-    samples = _Samples(RecordStore(records), mapper, planner)
-    return Loader(samples, _PlannedBatches(planner, start_iteration, rank, world), workers)
+    return Loader(_Samples(records, mapper, planner), _PlannedBatches(planner, start_iteration, rank, world), workers)
 
 
 def build_eval_loader(
@@ -129,8 +107,7 @@ def build_eval_loader(
     start, end = (len(records) * part // world for part in (rank, rank + 1))
     slots = [(index, index) for index in range(start, end)]
     batches = [slots[first : first + batch_size] for first in range(0, len(slots), batch_size)]
-    part = _Offset(RecordStore(records[start:end]), start)
-    return Loader(_Samples(part, mapper, None), batches, workers)
+    return Loader(_Samples(records, mapper, None), batches, workers)
 
 
 @dataclass
@@ -149,7 +126,7 @@ class _Result:
 class _Samples(TorchDataset):
     """(sample index, record index) -> result. Without a planner an unreadable image is left out, not replaced."""
 
-    def __init__(self, records: Any, mapper: Mapper, planner: Plan | None) -> None:
+    def __init__(self, records: Sequence[Record] | ConcatDataset, mapper: Mapper, planner: Plan | None) -> None:
         self.records = records
         self.mapper = mapper
         self.planner = planner
@@ -198,17 +175,6 @@ class _PlannedBatches:
         while True:
             yield self.planner.rank_slice(index, self.rank, self.world)
             index += 1
-
-
-class _Offset:
-    """Records of a part of a dataset under their index in the whole."""
-
-    def __init__(self, records: RecordStore, offset: int) -> None:
-        self.records = records
-        self.offset = offset
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.records[index - self.offset]
 
 
 def _single_threaded(worker: int) -> None:

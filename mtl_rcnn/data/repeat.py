@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtl_rcnn.data.catalog import Dataset
-from mtl_rcnn.data.target import Record
 
 _SHOWN = 8
 
@@ -32,19 +31,21 @@ def repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> np.ndar
 
 def image_repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> list[np.ndarray]:
     """r(i) of the images of each data set, (N_d,) float64: `repeat_factors` without the data sets' own."""
+    factors = [np.ones(len(dataset.records)) for dataset in datasets]
+    of_class = class_repeat_factors(datasets, thresh)
+    for dataset, own in zip(datasets, factors if of_class else ()):
+        images, indices = dataset.shown_classes.T
+        np.maximum.at(own, images, [of_class[index] for index in indices.tolist()])
+    return factors
+
+
+def class_repeat_factors(datasets: Sequence[Dataset], thresh: float | None) -> dict[int, float]:
+    """r(c) by class index, of the classes that occur in the datasets together; none without a threshold."""
     if thresh is None:
-        return [np.ones(len(dataset.records)) for dataset in datasets]
-    of_class = class_repeat_factors([record for dataset in datasets for record in dataset.records], thresh)
-    return [
-        np.array([max((of_class[index] for index in _classes(record)), default=1.0) for record in dataset.records])
-        for dataset in datasets
-    ]
-
-
-def class_repeat_factors(records: Sequence[Record], thresh: float) -> dict[int, float]:
-    """r(c) by class index, of the classes that occur."""
-    images = Counter(index for record in records for index in _classes(record))
-    return {index: max(1.0, (thresh * len(records) / number) ** 0.5) for index, number in images.items()}
+        return {}
+    total = sum(len(dataset.records) for dataset in datasets)
+    images = Counter(index for dataset in datasets for index in dataset.shown_classes[:, 1].tolist())
+    return {index: max(1.0, (thresh * total / number) ** 0.5) for index, number in images.items()}
 
 
 def repeat_report(datasets: Sequence[Dataset], thresh: float | None, classes: Sequence[str]) -> str:
@@ -60,15 +61,9 @@ def repeat_report(datasets: Sequence[Dataset], thresh: float | None, classes: Se
         for dataset, part in zip(datasets, parts)
     ]
     if thresh is not None:
-        records = [record for dataset in datasets for record in dataset.records]
-        rare = {index: r for index, r in class_repeat_factors(records, thresh).items() if r > 1}
+        rare = {index: r for index, r in class_repeat_factors(datasets, thresh).items() if r > 1}
         shown = sorted(rare, key=lambda index: -rare[index])[:_SHOWN]
         named = ", ".join(f"{classes[index]} {rare[index]:.2f}" for index in shown)
         lines.append(f"{len(rare)} classes are on less than {thresh:g} of all images" + (f": {named}" if named else ""))
         lines[-1] += " ..." if len(rare) > _SHOWN else ""
     return "\n".join(lines)
-
-
-def _classes(record: Record) -> set[int]:
-    """Of all annotations; crowds show their class too."""
-    return {annotation["category_id"] for annotation in record["annotations"]}

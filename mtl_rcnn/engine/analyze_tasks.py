@@ -84,7 +84,7 @@ def _loader(restored: Restored, cfg: DictConfig, ranks: Ranks) -> Loader:
     run_cfg.solver.accumulate = 1
     if cfg.images_per_batch is not None:
         run_cfg.solver.batch_size = cfg.images_per_batch
-    datasets, label_space = train_datasets(run_cfg)
+    datasets, label_space = train_datasets(run_cfg, ranks)
     check_label_space(restored.label_space.state(), label_space, str(restored.path))
     return train_loader(run_cfg, datasets, build_targets(run_cfg, label_space), 0, ranks)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import ConcatDataset
 
 from mtl_rcnn.data.catalog import Dataset, DatasetSpec, build_datasets
 from mtl_rcnn.data.coverage import label_table
@@ -22,6 +24,7 @@ from mtl_rcnn.data.transforms import build_augmentations
 from mtl_rcnn.data.views import ViewMapper, Views
 from mtl_rcnn.engine.build import build_evaluators
 from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.machine import once_per_machine
 from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.evaluator import Evaluator
 from mtl_rcnn.evaluation.inference import EvaluationSet
@@ -36,22 +39,33 @@ def dataset_specs(cfg: DictConfig, split: str) -> list[DatasetSpec]:
     return [DatasetSpec.from_config(node, where=f"data.{split}[{index}]") for index, node in enumerate(nodes)]
 
 
-def train_datasets(cfg: DictConfig) -> tuple[list[Dataset], LabelSpace]:
-    """The training sets and the classes they span."""
-    return build_datasets(
-        dataset_specs(cfg, "train"),
-        dict(cfg.data.aliases),
-        min_instances=cfg.data.min_instances,
-        on_error=cfg.data.on_error,
+def train_datasets(cfg: DictConfig, ranks: Ranks | None = None) -> tuple[list[Dataset], LabelSpace]:
+    """The training sets and the classes they span.
+
+    Args:
+        ranks: that all ask for them now: those of one machine read them once and share the records' memory. None reads
+            them for this process alone.
+    """
+    return once_per_machine(
+        partial(
+            build_datasets,
+            dataset_specs(cfg, "train"),
+            dict(cfg.data.aliases),
+            min_instances=cfg.data.min_instances,
+            on_error=cfg.data.on_error,
+        ),
+        ranks,
     )
 
 
-def val_datasets(cfg: DictConfig, label_space: LabelSpace) -> list[Dataset]:
-    """The evaluation sets, their classes mapped by name; an empty list if none is configured."""
+def val_datasets(cfg: DictConfig, label_space: LabelSpace, ranks: Ranks | None = None) -> list[Dataset]:
+    """The evaluation sets, their classes mapped by name; an empty list if none is configured. `ranks`: see
+    `train_datasets`."""
     specs = dataset_specs(cfg, "val")
     if not specs:
         return []
-    return build_datasets(specs, dict(cfg.data.aliases), label_space, on_error=cfg.data.on_error)[0]
+    build = partial(build_datasets, specs, dict(cfg.data.aliases), label_space, on_error=cfg.data.on_error)
+    return once_per_machine(build, ranks)[0]
 
 
 def build_mapper(cfg: DictConfig, targets: Mapping[str, Target], training: bool, labels: bool | None = None) -> Mapper:
@@ -102,12 +116,12 @@ def build_prepare(cfg: DictConfig) -> Callable[[np.ndarray], Sample]:
 
 def build_planner(cfg: DictConfig, datasets: list[Dataset]) -> Plan:
     """Which images make which batch, over all training sets together."""
-    sizes = [[(record["height"], record["width"]) for record in dataset.records] for dataset in datasets]
+    sizes = [dataset.sizes for dataset in datasets]
     shares = batch_shares(cfg, datasets)
     plan = (cfg.solver.batch_size, cfg.data.window, cfg.seed)
     if shares is None:
         repeats = repeat_factors(datasets, cfg.data.repeat_thresh)
-        return BatchPlanner([size for part in sizes for size in part], *plan, repeats=repeats)
+        return BatchPlanner(np.concatenate(sizes), *plan, repeats=repeats)
     factors = image_repeat_factors(datasets, cfg.data.repeat_thresh)
     samples = _samples(cfg, datasets)
     return MixedPlanner(sizes, list(shares.values()), *plan, sum(samples.values()), factors)
@@ -140,7 +154,7 @@ def train_loader(
     """This rank's endless batches. Raises ConfigError if they cannot be cut into `solver.accumulate` micro-batches."""
     check_world(cfg.solver.batch_size, ranks.world, cfg.solver.accumulate)
     return build_train_loader(
-        [record for dataset in datasets for record in dataset.records],
+        ConcatDataset([dataset.records for dataset in datasets]),
         build_mapper(cfg, targets, training=True),
         build_planner(cfg, datasets),
         start_iteration,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -122,13 +123,13 @@ def dry_run(
 
 def _batch(cfg: DictConfig, datasets: Sequence[Dataset], targets: Mapping[str, Target], images: int) -> list[Sample]:
     """Samples of the records that carry the most tasks' labels, as training would load them."""
-    records = [record for dataset in datasets for record in dataset.records]
+    records = (record for dataset in datasets for record in dataset.records)
 
     def richness(record: Record) -> tuple[int, int]:
         found = [target.check(record) for target in targets.values()]
         return sum(cover.instances > 0 or cover.image for cover in found), min(cover.instances for cover in found)
 
-    chosen = sorted(records, key=richness, reverse=True)[:images]
+    chosen = heapq.nlargest(images, records, key=richness)
     mapper = build_mapper(cfg, targets, training=True)
     return [mapper(record, index) for index, record in enumerate(chosen)]
 

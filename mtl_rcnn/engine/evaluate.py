@@ -38,7 +38,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)
         _adapt(restored.cfg, cfg)
         views = build_views(restored.cfg, cfg.tta)
-        datasets = val_datasets(restored.cfg, restored.label_space)
+        datasets = val_datasets(restored.cfg, restored.label_space, ranks)
         targets = build_targets(restored.cfg, restored.label_space)
         sets = evaluation_sets(restored.cfg, datasets, restored.label_space, ranks, targets, views=views)
         if not sets:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+from torch.utils.data import ConcatDataset
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.mapper import Mapper, read_image
@@ -87,7 +88,7 @@ def visualize_data(cfg: DictConfig) -> Path:
     chosen = datasets if training else val_datasets(cfg, label_space)
     targets = build_targets(cfg, label_space)
     mapper = build_mapper(cfg, targets, training=training, labels=True)
-    records = [record for dataset in chosen for record in dataset.records]
+    records = ConcatDataset([dataset.records for dataset in chosen])
     slots = [(index, index) for index in range(cfg.number)]
     if training:
         planner = build_planner(cfg, chosen)

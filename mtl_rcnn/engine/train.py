@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> Outcome:
     with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
         cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
         folder = open_run(cfg, ranks)
-        datasets, label_space = train_datasets(cfg)
+        datasets, label_space = train_datasets(cfg, ranks)
         per_epoch = epoch_length(cfg, datasets)
         cfg = in_iterations(cfg, per_epoch)
         targets = build_targets(cfg, label_space)
@@ -91,7 +91,7 @@ def train(cfg: DictConfig) -> Outcome:
         check_useful(table, datasets)
         if ranks.is_main:
             write_labels(folder, table)
-        evaluated = val_datasets(cfg, label_space)
+        evaluated = val_datasets(cfg, label_space, ranks)
         sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
         task_schedule = TaskSchedule.from_config(cfg, sets)
         layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format

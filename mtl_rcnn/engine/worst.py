@@ -31,13 +31,14 @@ def draw_worst(inspection: Inspection, number: int) -> list[Path]:
     targets = build_targets(cfg, label_space)
     truth = Mapper(targets, [], cfg.model.input_format, training=False, labels=True)
     prepare = build_mapper(cfg, {}, training=False)
-    records = {d.name: {record["image_id"]: record for record in d.records} for d in val_datasets(cfg, label_space)}
+    datasets = {dataset.name: dataset.records for dataset in val_datasets(cfg, label_space)}
+    places = {name: {record["image_id"]: n for n, record in enumerate(own)} for name, own in datasets.items()}
     paths = []
     for (dataset, task), analysis in inspection.analyses.items():
         shown = {name: target for name, target in targets.items() if name in (next(iter(targets)), task)}
         tiles, titles = [], []
         for image in [image for image in analysis.images if image.f1 < 1][:number]:
-            record = records[dataset][image.image_id]
+            record = datasets[dataset][places[dataset][image.image_id]]
             found = _predict(network, prepare, record)
             confident = _confident(found, analysis, network, label_space.index())
             labels = as_prediction(truth(record, 0), targets)

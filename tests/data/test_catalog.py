@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,7 +199,8 @@ def test_label_table_counts_and_collects_faults(toy: Toy):
     datasets, space = build_datasets([_spec(toy)], {})
     targets = {"points": _PointsTarget("points", space)}
     assert label_table(datasets, targets) == [LabelRow("toy", "points", 4, 6, 4, 9)]
-    for record in (datasets[0].records[0], datasets[0].records[4]):
+    faulty = [*datasets[0].records]
+    for record in (faulty[0], faulty[4]):
         record["annotations"][0]["keypoints"].append(0)
     with pytest.raises(DataError, match=r"image 11: not 9 numbers \(1 more images of dataset 'toy'"):
-        label_table(datasets, targets)
+        label_table([replace(datasets[0], records=faulty)], targets)

@@ -18,10 +18,9 @@ from toy import Toy
 from mtl_rcnn.data.catalog import build_datasets
 from mtl_rcnn.data.dataset_spec import DatasetSpec
 from mtl_rcnn.data.label_space import LabelSpace
-from mtl_rcnn.data.loader import Loader, RecordStore, build_eval_loader, build_train_loader
+from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
-from mtl_rcnn.data.target import Record
 from mtl_rcnn.errors import ConfigError, DataError, UnreadableImageError
 
 
@@ -183,18 +182,6 @@ def test_evaluation_with_workers_and_an_unreadable_image(toy: Toy, workers: int)
     loader = build_eval_loader(setup.records, setup.mapper, workers=workers)
     assert [s["image_id"] for batch in loader for s in batch] == [11, 13, 14, 15, 16]
     assert list(loader.excluded) == [str(toy.images / "12.png")]
-
-
-def test_record_store_gives_back_what_it_got():
-    records: list[Record] = [
-        {"file_name": f"{i}.png", "annotations": [{"id": i, "bbox": [0.5, i, 2, 3]}]} for i in range(5)
-    ]
-    store = RecordStore(records)
-    assert list(store) == records
-    assert len(store) == 5
-    assert len(RecordStore([])) == 0
-    with pytest.raises(IndexError):
-        store[5]
 
 
 def test_real_images_load_with_workers(coco_mini: Path):
