@@ -85,13 +85,14 @@ def _take_plan(cfg: DictConfig, saved: Mapping[str, Any], done: int, path: Path)
         return
     if new.max_iter < done:
         raise ConfigError(f"solver.max_iter={new.max_iter}: {path} has done {done} iterations; give at least as many")
-    text = f"  old: {_describe(old, done)}\n  new: {_describe(new, done)}"
+    old_text, new_text = (_describe(plan, done) for plan in (old, new))
     if not cfg.checkpoint.extend and any(old.at(iteration) != new.at(iteration) for iteration in range(done)):
         raise ConfigError(
             f"the schedule differs from that of {path} in the {done} iterations that are done, such as in their "
-            f"learning rates; go on with the new one by checkpoint.extend=true, or give the old one\n{text}"
+            f"learning rates; go on with the new one by checkpoint.extend=true, or give the old one (old: {old_text} | new: {new_text})"
         )
-    logger.info("the schedule is planned anew; lengths that are fractions of solver.max_iter move with it\n%s", text)
+    moved = "the schedule is planned anew, with all lengths that are fractions of solver.max_iter"
+    logger.info("%s\n  old: %s\n  new: %s", moved, old_text, new_text)
 
 
 def _describe(plan: LrSchedule, done: int) -> str:

@@ -94,8 +94,8 @@ class Trainer(TrainerBase):
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Trains from `start_iter` steps done to `max_iter`, until a hook lowers `self.max_iter`, or until any rank is told
-        to stop: then `stopping` stays true."""
+        """Trains from `start_iter` steps done to `max_iter`, until a hook lowers `self.max_iter`, or until any rank is
+        told to stop: then `stopping` stays true."""
         self._planned = max_iter
         with suppress(_EndedEarly):
             super().train(start_iter, max_iter)
