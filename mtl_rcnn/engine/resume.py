@@ -89,7 +89,8 @@ def _take_plan(cfg: DictConfig, saved: Mapping[str, Any], done: int, path: Path)
     if not cfg.checkpoint.extend and any(old.at(iteration) != new.at(iteration) for iteration in range(done)):
         raise ConfigError(
             f"the schedule differs from that of {path} in the {done} iterations that are done, such as in their "
-            f"learning rates; go on with the new one by checkpoint.extend=true, or give the old one (old: {old_text} | new: {new_text})"
+            f"learning rates; go on with the new one by checkpoint.extend=true, or give the old one "
+            f"(old: {old_text} | new: {new_text})"
         )
     moved = "the schedule is planned anew, with all lengths that are fractions of solver.max_iter"
     logger.info("%s\n  old: %s\n  new: %s", moved, old_text, new_text)

@@ -15,17 +15,27 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.engine.distributed import Ranks, barrier
+from mtl_rcnn.errors import ConfigError
 
 _PACKAGES = ("mtl-rcnn", "detectron2", "torch", "torchvision", "numpy", "faster-coco-eval")
 
 
 def open_run(cfg: DictConfig, ranks: Ranks) -> Path:
-    """Makes the directory, starts the log, saves config, command and versions, and sets up torch for the run."""
+    """Makes the directory, starts the log, saves config, command and versions, and sets up torch for the run.
+
+    Raises:
+        ConfigError: the directory cannot be made or written.
+    """
     folder = Path(cfg.output_dir)
     if ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        (folder / "command.txt").write_text(_command(), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            (folder / "command.txt").write_text(_command(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir={folder}: cannot be written ({error.strerror or error}); mend it, or choose another"
+            ) from error
     barrier()
     setup_logging(folder, ranks)
     if cfg.threads:
