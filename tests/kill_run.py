@@ -3,8 +3,8 @@
 python tests/kill_run.py --kills 20     prints a line per kill and the sums that docs/reliability.md shows
 
 A course is one run on the toy images, killed and started again until it is complete. Every other kill waits for a
-checkpoint that is being written. Every other course writes its checkpoints asynchronously. Processes are forked, so that
-a start costs no imports; SIGKILL ends them whatever they do.
+checkpoint that is being written. Every other course writes its checkpoints asynchronously. Processes are forked, so
+that a start costs no imports; SIGKILL ends them whatever they do.
 """
 
 from __future__ import annotations
