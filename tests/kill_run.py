@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+from omegaconf import DictConfig
 from runs import assert_equal_runs
 from test_train import toy_config
 from toy import Toy, write_toy
@@ -27,8 +29,8 @@ from mtl_rcnn.engine.checkpoint import Checkpointer, damage
 from mtl_rcnn.engine.train import train
 
 OPTIONS = (
-    *("solver.max_iter=8", "solver.checkpoint_period=1", "solver.eval_period=4", "checkpoint.keep=2"),
-    *("checkpoint.keep_every=4", "solver.ema=0.9", "solver.steps=[6]"),
+    *("solver.max_iter=20", "solver.checkpoint_period=1", "solver.eval_period=5", "checkpoint.keep=2"),
+    *("checkpoint.keep_every=4", "solver.ema=0.9", "solver.steps=[15]"),
 )
 SECONDS_IN_WRITING = 0.005
 """A kill in writing comes so long after the temporary file appears, at most: about the time that writing it takes."""
@@ -41,6 +43,7 @@ def kill_until(toy: Toy, folder: Path, kills: int, seed: int) -> Counter[str]:
         Numbers of `kills`, of those `in writing`, of `courses`, and of starts from `no checkpoint yet`.
     """
     rng, counts = random.Random(seed), Counter()
+    _config(toy, folder, False)  # before the first fork
     began = time.monotonic()
     assert _wait(_start(toy, folder / "whole")) == 0
     usual = time.monotonic() - began
@@ -58,6 +61,12 @@ def kill_until(toy: Toy, folder: Path, kills: int, seed: int) -> Counter[str]:
     return counts
 
 
+def _config(toy: Toy, run: Path, asynchronous: bool) -> DictConfig:
+    cfg = toy_config(toy, "unnamed", *OPTIONS, tasks=("detection",))  # composed once for all
+    cfg.output_dir, cfg.checkpoint.asynchronous = str(run), asynchronous
+    return cfg
+
+
 def _start(toy: Toy, run: Path, asynchronous: bool = False) -> int:
     """The id of a new process that trains."""
     process = os.fork()
@@ -65,8 +74,7 @@ def _start(toy: Toy, run: Path, asynchronous: bool = False) -> int:
         status = 1
         try:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
-            more = f"checkpoint.asynchronous={str(asynchronous).lower()}"
-            train(toy_config(toy, run, *OPTIONS, more, tasks=("detection",)))
+            train(_config(toy, run, asynchronous))
             status = 0
         finally:
             os._exit(status)
@@ -80,7 +88,8 @@ def _killed(process: int, run: Path, rng: random.Random, usual: float, counts: C
         return False
     moment = time.monotonic() + rng.uniform(0, usual)
     in_writing, delay = counts["kills"] % 2 == 1, rng.uniform(0, SECONDS_IN_WRITING)
-    while time.monotonic() < moment or (in_writing and not _writes(run)):
+    left = _unfinished(run)  # by earlier kills
+    while time.monotonic() < moment or (in_writing and _unfinished(run) <= left):
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
             assert status == 0, f"the run failed with status {status}: {(run / 'log.txt').read_text()}"
@@ -90,12 +99,15 @@ def _killed(process: int, run: Path, rng: random.Random, usual: float, counts: C
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     counts["kills"] += 1
-    counts["in writing"] += _writes(run)
+    counts["in writing"] += not _unfinished(run) <= left
     return True
 
 
-def _writes(run: Path) -> bool:
-    return any(run.glob(".model_*.tmp"))
+def _unfinished(run: Path) -> set[tuple[str, int]]:
+    """Temporary files of checkpoints, with the time of their last change in nanoseconds."""
+    with suppress(FileNotFoundError):  # one was finished meanwhile
+        return {(path.name, path.stat().st_mtime_ns) for path in run.glob(".model_*.tmp")}
+    return set()
 
 
 def _wait(process: int) -> int:

@@ -25,7 +25,7 @@ from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, TrainingErr
 TASKS = tuple(available_tasks())
 
 
-def toy_config(toy: Toy, folder: Path, *overrides: str, tasks: tuple[str, ...] = TASKS) -> DictConfig:
+def toy_config(toy: Toy, folder: Path | str, *overrides: str, tasks: tuple[str, ...] = TASKS) -> DictConfig:
     """Four iterations on the toy images, two at a time."""
     data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
     small = [
