@@ -1,7 +1,10 @@
-"""Whether two runs left the same."""
+"""Whether two runs left the same, and a disk that takes no more."""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,3 +34,14 @@ def equal(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(equal(*pair) for pair in zip(a, b))
     return a == b
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files cannot grow beyond so many bytes: an error of the system, as of a full disk, that needs no disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,7 +170,8 @@ class JsonLinesWriter:
         self.rows += 1
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # `write` has told what the disk did not take
+            self._file.close()
 
 
 class TensorboardWriter:

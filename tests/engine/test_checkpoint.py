@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import equal
+from runs import equal, largest_file
 from torch import nn
 
 from mtl_rcnn.data.label_space import LabelSpace
@@ -36,17 +33,6 @@ class Network(nn.Module):
 
 
 FULL = r"model_0000020\.pth: cannot be written \(File too large; it takes about 40000 bytes, \d+ bytes are free\)"
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files cannot grow beyond so many bytes: an error of the system, as of a full disk, that needs no disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fill(folder: Path, asynchronous: bool) -> None:
