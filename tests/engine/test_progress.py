@@ -105,10 +105,9 @@ def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
 
 
 def _fill(path: Path) -> None:
-    with Writers([JsonLinesWriter(path)]) as writers:
-        writers.write(1, {"total": 1.0}, {})
-        with largest_file(path.stat().st_size + 5):
-            writers.write(2, {"total": 1.0}, {})
+    with largest_file(40), Writers([JsonLinesWriter(path)]) as writers:
+        for iteration in (1, 2):
+            writers.write(iteration, {"total": 1.0}, {})
 
 
 def test_metrics_are_standard_json(tmp_path: Path) -> None:
