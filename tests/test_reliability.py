@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kill_run import kill_until
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from ranks import fork_ranks
 from test_train import toy_config
 from toy import Toy
@@ -36,10 +36,15 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(toy: Toy, t
 
 @pytest.mark.slow
 def test_other_numbers_of_ranks_go_on_with_the_same_samples(toy: Toy, tmp_path: Path) -> None:
-    options = ["solver.batch_size=4", "solver.max_iter=6", "solver.checkpoint_period=0", "data.val=[]"]
+    options = ["solver.batch_size=4", "solver.max_iter=6", "solver.lr=0.0005", "solver.checkpoint_period=0"]
+    options += [
+        "data.val=[]",
+        "model.backbone.norm=GN",
+        "model.backbone.width=32",
+    ]  # batch norm has statistics of a rank's share
 
     def run(name: str, world: int, told: int = -1, when: int = -1) -> list[int]:
-        cfg = toy_config(toy, tmp_path / name, *options, tasks=("detection",))
+        cfg = of_one_size(toy_config(toy, tmp_path / name, *options, tasks=("detection",)))
         return fork_ranks(partial(train_noting, cfg, tmp_path / f"{name}.jsonl", told, when), world)
 
     assert run("whole", 1) == [0]
@@ -57,7 +62,7 @@ def test_other_numbers_of_ranks_go_on_with_the_same_samples(toy: Toy, tmp_path: 
     for one, other in zip(*curves):
         common = one.keys() & other.keys()  # several ranks log less than one
         assert {"total", "lr", "grad_norm", "detection/rpn_cls"} <= common
-        assert [other[name] for name in common] == pytest.approx([one[name] for name in common], rel=1e-3)
+        assert [other[name] for name in common] == pytest.approx([one[name] for name in common], rel=1e-4)
     weights = [load(tmp_path / name / "model_0000006.pth")["model"] for name in ("whole", "parts")]
     assert all(torch.allclose(value, weights[1][name], atol=1e-4) for name, value in weights[0].items())
 
@@ -76,6 +81,13 @@ def train_noting(cfg: DictConfig, notes: Path, told: int, when: int) -> None:
 
     Trainer._backward = noting  # of this process, a fork
     train(cfg)
+
+
+def of_one_size(cfg: DictConfig) -> DictConfig:
+    """Images that need no padding, which depends on what else is in a rank's share of the batch."""
+    with open_dict(cfg):
+        cfg.data.train_augment.resize = {"_target_": "detectron2.data.transforms.Resize", "shape": [64, 96]}
+    return cfg
 
 
 def seen(notes: Path) -> list[list[int]]:
