@@ -37,11 +37,8 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(toy: Toy, t
 @pytest.mark.slow
 def test_other_numbers_of_ranks_go_on_with_the_same_samples(toy: Toy, tmp_path: Path) -> None:
     options = ["solver.batch_size=4", "solver.max_iter=6", "solver.lr=0.0005", "solver.checkpoint_period=0"]
-    options += [
-        "data.val=[]",
-        "model.backbone.norm=GN",
-        "model.backbone.width=32",
-    ]  # batch norm has statistics of a rank's share
+    # Not batch norm, whose statistics are those of a rank's share.
+    options += ["data.val=[]", "model.backbone.norm=GN", "model.backbone.width=32"]
 
     def run(name: str, world: int, told: int = -1, when: int = -1) -> list[int]:
         cfg = of_one_size(toy_config(toy, tmp_path / name, *options, tasks=("detection",)))
