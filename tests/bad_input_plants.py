@@ -265,6 +265,13 @@ def saved(toy: Toy, **parts: Any) -> Path:
     return path
 
 
+def flip_checkpoint(toy: Toy) -> None:
+    path = saved(toy, model={"w": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(9).numpy().tobytes())] ^= 4
+    path.write_bytes(content)
+
+
 def cut_checkpoint(toy: Toy) -> None:
     path = saved(toy, model={"w": torch.ones(1000)})
     path.write_bytes(path.read_bytes()[:2000])

@@ -1,11 +1,13 @@
-"""Starts a Python script as several gloo processes on this machine, as torchrun would."""
+"""Starts a Python script, or a function, as several gloo processes on this machine, as torchrun would."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,10 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_ranks(command: list[str], world: int, timeout: float = 300) -> list[tuple[int, str]]:
     """(exit status, output and errors) of each rank of `python <command>`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    shared = _shared(world)
     shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
@@ -34,3 +33,30 @@ def run_ranks(command: list[str], world: int, timeout: float = 300) -> list[tupl
         for process in processes:
             process.kill()
     return [(process.returncode, output) for process, output in zip(processes, outputs)]
+
+
+def fork_ranks(function: Callable[[], object], world: int, timeout: float = 300) -> list[int]:
+    """Exit status of each rank of `function`, run in forks of this process, which need no time for imports."""
+    shared = _shared(world)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_as_rank, args=(function, rank, shared)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _as_rank(function: Callable[[], object], rank: int, shared: dict[str, str]) -> None:
+    os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    function()
+
+
+def _shared(world: int) -> dict[str, str]:
+    """The environment of all ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from omegaconf import DictConfig, open_dict
+from runs import equal
 from tiny import available_tasks, need_tasks, tiny_config
 from toy import Toy
 
@@ -24,7 +25,7 @@ from mtl_rcnn.errors import CheckpointError, ConfigError, DataError, TrainingErr
 TASKS = tuple(available_tasks())
 
 
-def toy_config(toy: Toy, folder: Path, *overrides: str, tasks: tuple[str, ...] = TASKS) -> DictConfig:
+def toy_config(toy: Toy, folder: Path | str, *overrides: str, tasks: tuple[str, ...] = TASKS) -> DictConfig:
     """Four iterations on the toy images, two at a time."""
     data = f"{{name: toy, images: {toy.images}, annotations: [{toy.boxes}, {toy.points}]}}"
     small = [
@@ -141,7 +142,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     first, second = (checkpoints.load(folder / "model_0000004.pth") for folder in (whole, halves))
     assert (first["scaler"] is not None) == ("solver.precision=float16" in options)
     for part in ("model", "optimizer", "best", "ema", "scaler"):
-        assert _equal(first[part], second[part]), part
+        assert equal(first[part], second[part]), part
     assert read_metrics(whole / "metrics.jsonl") == read_metrics(halves / "metrics.jsonl")
     assert (whole / "metrics.json").read_text() == (halves / "metrics.json").read_text()
 
@@ -228,16 +229,6 @@ def test_a_declared_label_that_is_missing_is_an_error_before_training(toy: Toy, 
         cfg.data.train[0].tasks = ["detection", "mask"]
     with pytest.raises(DataError, match=r"image 12, annotation 104 has no 'segmentation'.*declares the task 'mask'"):
         train(cfg)
-
-
-def _equal(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_equal(*pair) for pair in zip(a, b))
-    return a == b
 
 
 def test_repeated_images_make_longer_epochs_and_resume_exactly(toy: Toy, tmp_path: Path) -> None:

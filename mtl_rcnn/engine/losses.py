@@ -26,6 +26,7 @@ class ReducedLosses:
         valid: task -> whether it trains and any image of the global batch is labelled for it.
         faulty_ranks: ranks on which some sum is not finite.
         scales: "task/part" -> world / max(count, 1), () tensors.
+        stop: whether any rank asked for the end of the training.
     """
 
     losses: dict[str, Tensor]
@@ -33,6 +34,7 @@ class ReducedLosses:
     valid: dict[str, bool]
     faulty_ranks: list[int]
     scales: dict[str, Tensor]
+    stop: bool
 
     def further(self, sums: Losses, weights: Mapping[str, float]) -> Tensor:
         """What another micro-batch of this rank adds to the scalar that is minimised.
@@ -52,6 +54,7 @@ def reduce_losses(
     ranks: Ranks,
     others: Sequence[Losses] = (),
     resting: Collection[str] = (),
+    stop: bool = False,
 ) -> ReducedLosses:
     """Forms the losses of this step with one reduction over the ranks. Every rank has the same keys, whatever its
     labels.
@@ -61,6 +64,7 @@ def reduce_losses(
         samples: this rank's images, of all micro-batches.
         others: sums and counts of its other micro-batches, without gradients.
         resting: tasks that do not train in this step.
+        stop: whether this rank asks for the end of the training.
     """
     names = list(sums)
     tasks = list(dict.fromkeys(name.split("/")[0] for name in names))
@@ -71,8 +75,10 @@ def reduce_losses(
     faults = torch.zeros(ranks.world, dtype=torch.float64, device=counts.device)
     faults[ranks.rank] = float(not bool(torch.isfinite(local_sums).all()))
     # A sum that is not finite must not hide the ranks it came from.
-    reduced = all_reduce_sum(torch.cat([counts, torch.nan_to_num(local_sums), labelled, faults]))
-    counts, totals, labelled, faults = reduced.split([len(names), len(names), len(tasks), ranks.world])
+    reduced = all_reduce_sum(
+        torch.cat([counts, torch.nan_to_num(local_sums), labelled, faults, counts.new_tensor([stop])])
+    )
+    counts, totals, labelled, faults, stops = reduced.split([len(names), len(names), len(tasks), ranks.world, 1])
     counts = counts.clamp(min=1)
     losses = {name: own[name][0] * ranks.world / count.to(own[name][0].dtype) for name, count in zip(names, counts)}
     return ReducedLosses(
@@ -81,6 +87,7 @@ def reduce_losses(
         valid={task: images > 0 and task not in resting for task, images in zip(tasks, labelled.tolist())},
         faulty_ranks=torch.nonzero(faults).flatten().tolist(),
         scales={name: (ranks.world / count).to(own[name][0].dtype) for name, count in zip(names, counts)},
+        stop=bool(stops > 0),
     )
 
 

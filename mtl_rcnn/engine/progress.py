@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mtl_rcnn.engine.atomic import cannot_write
 from mtl_rcnn.errors import TrainingError
 
 __all__ = [
@@ -66,6 +68,11 @@ class Writers:
     def write(self, iteration: int, scalars: Mapping[str, float], timings: Mapping[str, float]) -> None:
         for writer in self.writers:
             writer.write(iteration, scalars, timings)
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of `metrics.jsonl` so far, for a checkpoint; None if nobody writes one."""
+        return next((writer.rows for writer in self.writers if isinstance(writer, JsonLinesWriter)), None)
 
     def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures, to the writers that take some."""
@@ -131,14 +138,18 @@ class JsonLinesWriter:
     Args:
         path: the file; made if missing, else continued after iteration `start`.
         start: see the module.
+        rows: of the file when the checkpoint was written: an evaluation may have written one more, of the same
+            iteration, that is repeated. None: not known.
 
     Raises:
-        TrainingError: the file holds something else.
+        TrainingError: the file holds something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
+    def __init__(self, path: Path, start: int = 0, rows: int | None = None) -> None:
         path = Path(path)
         kept = [line for iteration, line in _lines(path) if iteration <= start] if path.is_file() else []
+        kept = kept[:rows]
+        self.rows = len(kept)
         temporary = path.with_name(f".{path.name}.tmp")
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in kept)
@@ -150,12 +161,17 @@ class JsonLinesWriter:
     def write(self, iteration: int, scalars: Mapping[str, float], timings: Mapping[str, float]) -> None:
         values = {**scalars, **{_TIME + name: value for name, value in timings.items()}}
         row = {"iteration": iteration} | {name: _finite(value) for name, value in sorted(values.items())}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())  # on the disk before a checkpoint of the same iteration is
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())  # on the disk before a checkpoint of the same iteration is
+        except OSError as error:
+            raise TrainingError(f"{self._file.name}: {cannot_write(Path(self._file.name), error)}") from error
+        self.rows += 1
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # `write` has told what the disk did not take
+            self._file.close()
 
 
 class TensorboardWriter:

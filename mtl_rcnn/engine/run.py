@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.engine.distributed import Ranks, barrier, gather_objects
+from mtl_rcnn.errors import ConfigError
 
 _PACKAGES = ("mtl-rcnn", "detectron2", "torch", "torchvision", "numpy", "faster-coco-eval")
 _REDACTED = "<redacted>"
@@ -33,15 +34,24 @@ _SECRET_VALUE = re.compile(
 
 def open_run(cfg: DictConfig, ranks: Ranks) -> Path:
     """Makes the directory, starts the log, saves config, command, versions, environment and hosts, and sets up torch
-    for the run."""
+    for the run.
+
+    Raises:
+        ConfigError: the directory cannot be made or written.
+    """
     folder = Path(cfg.output_dir)
     hosts = gather_objects(_host(ranks))
     if ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        (folder / "command.txt").write_text(_command(), encoding="utf-8")
-        (folder / "environment.json").write_text(_json(redacted(os.environ)), encoding="utf-8")
-        (folder / "hosts.json").write_text(_json(hosts), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+            (folder / "command.txt").write_text(_command(), encoding="utf-8")
+            (folder / "environment.json").write_text(_json(redacted(os.environ)), encoding="utf-8")
+            (folder / "hosts.json").write_text(_json(hosts), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir={folder}: cannot be written ({error.strerror or error}); mend it, or choose another"
+            ) from error
     barrier()
     setup_logging(folder, ranks)
     if cfg.threads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from mtl_rcnn.config.durations import in_iterations
 from mtl_rcnn.data.coverage import check_useful, label_table
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.repeat import repeat_report
-from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import resume
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model, build_targets, task_classes
 from mtl_rcnn.engine.checkpoint import Checkpointer
@@ -35,30 +36,23 @@ from mtl_rcnn.engine.ema import WeightAverage
 from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.hooks import AnalysisHook, CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report
-from mtl_rcnn.engine.pretrained.load import load_initial_weights
+from mtl_rcnn.engine.preemption import EvaluationLeft, StopRequest, interruptible, stop_requests
 from mtl_rcnn.engine.progress import JsonLinesWriter, ProgressWriter, TensorboardWriter, Writers
 from mtl_rcnn.engine.report import write_labels
 from mtl_rcnn.engine.run import open_run, versions
-from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer, load_optimizer
+from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer
 from mtl_rcnn.engine.startup import startup_report
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.task_analysis import check_analysis
 from mtl_rcnn.engine.task_schedule import TaskSchedule
 from mtl_rcnn.engine.trackers import build_trackers
 from mtl_rcnn.engine.trainer import PRECISIONS, Trainer
-from mtl_rcnn.engine.weights import check_label_space, load_weights
 from mtl_rcnn.errors import ConfigError, TrainingError
 from mtl_rcnn.evaluation.evaluator import Metric
 from mtl_rcnn.evaluation.inference import EvaluationSet
 from mtl_rcnn.modeling.meta_arch import MultiTaskRCNN
 
 logger = logging.getLogger(__name__)
-
-_RESUMED = ("best", "balancing", "scaler", "ema", "early_stop", "task_schedule")
-"""Parts of a checkpoint that a run goes on with, besides the weights and the optimizer; None at its start."""
-
-_STREAM = ("seed", "solver.batch_size", "data.window", "data.repeat_thresh")
-"""Settings that say which samples come when."""
 
 
 @dataclass
@@ -79,38 +73,50 @@ def train(cfg: DictConfig) -> Outcome:
 
     Raises:
         MtlRcnnError: anything the user can mend; the text says how.
+        Preempted: told to stop; a checkpoint is written.
     """
-    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
-        cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
-        folder = open_run(cfg, ranks)
-        datasets, label_space = train_datasets(cfg, ranks)
-        per_epoch = epoch_length(cfg, datasets)
-        cfg = in_iterations(cfg, per_epoch)
-        targets = build_targets(cfg, label_space)
-        table = label_table(datasets, targets)
-        check_useful(table, datasets)
-        if ranks.is_main:
-            write_labels(folder, table)
-        evaluated = val_datasets(cfg, label_space, ranks)
-        sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
-        task_schedule = TaskSchedule.from_config(cfg, sets)
-        layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
-        model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
-        freeze(model, cfg.solver.freeze)
-        optimizer = build_optimizer(model, cfg.solver)
-        checkpointer = Checkpointer(folder, cfg.checkpoint.keep)
-        start = _start(cfg, checkpointer, model, optimizer, label_space)
-        cache_features(cfg, model)
-        task_schedule.resume(start["task_schedule"])
-        repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
-        shares = batch_shares(cfg, datasets)
-        logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats, shares))
-        if task_schedule.describe():
-            logger.info("task schedule:\n%s", task_schedule.describe())
-        loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
-        trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start, task_schedule)
-        with _writers(cfg, folder, start["iteration"], ranks) as writers:
-            return _run(cfg, trainer, writers, checkpointer, sets, label_space, start, folder, task_schedule)
+    with stop_requests(cfg.preemption.repeat_s) as told:
+        with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
+            cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
+            outcome = _train(cfg, ranks, told)
+        if outcome is None:
+            raise told.end(Path(cfg.output_dir), ranks, cfg.preemption.requeue)
+        return outcome
+
+
+def _train(cfg: DictConfig, ranks: Ranks, told: StopRequest) -> Outcome | None:
+    """None where the run was told to stop."""
+    folder = open_run(cfg, ranks)
+    datasets, label_space = train_datasets(cfg, ranks)
+    per_epoch = epoch_length(cfg, datasets)
+    cfg = in_iterations(cfg, per_epoch)
+    targets = build_targets(cfg, label_space)
+    table = label_table(datasets, targets)
+    check_useful(table, datasets)
+    if ranks.is_main:
+        write_labels(folder, table)
+    evaluated = val_datasets(cfg, label_space, ranks)
+    sets = evaluation_sets(cfg, evaluated, label_space, ranks, targets, losses=cfg.solver.val_losses)
+    task_schedule = TaskSchedule.from_config(cfg, sets)
+    layout = torch.channels_last if cfg.model.channels_last else torch.contiguous_format
+    model = build_model(cfg, label_space).to(ranks.device, memory_format=layout)
+    freeze(model, cfg.solver.freeze)
+    optimizer = build_optimizer(model, cfg.solver)
+    checkpointer = Checkpointer.from_config(folder, cfg.checkpoint)
+    start = resume.start(cfg, checkpointer, model, optimizer, label_space)
+    cache_features(cfg, model)
+    task_schedule.resume(start["task_schedule"])
+    repeats = repeat_report(datasets, cfg.data.repeat_thresh, label_space.classes)
+    shares = batch_shares(cfg, datasets)
+    logger.info("%s", startup_report(cfg, table, model, ranks, per_epoch, repeats, shares))
+    if task_schedule.describe():
+        logger.info("task schedule:\n%s", task_schedule.describe())
+    loader = train_loader(cfg, datasets, targets, start["iteration"], ranks)
+    trainer = _trainer(cfg, model, optimizer, iter(loader), ranks, folder, label_space, start, task_schedule, told)
+    sets = interruptible(sets, told, ranks.device)
+    with _writers(cfg, folder, start, ranks) as writers, checkpointer, suppress(EvaluationLeft):
+        return _run(cfg, trainer, writers, checkpointer, sets, label_space, start, folder, task_schedule)
+    return None
 
 
 def _run(
@@ -123,13 +129,13 @@ def _run(
     start: Mapping[str, Any],
     folder: Path,
     task_schedule: TaskSchedule,
-) -> Outcome:
+) -> Outcome | None:
     evaluation: EvaluationHook | None = None
     early_stop = _early_stop(cfg, start["early_stop"])
 
-    def state() -> dict[str, Any]:
+    def state(iteration: int) -> dict[str, Any]:
         return {
-            "iteration": trainer.iter + 1,
+            "iteration": iteration,
             "model": trainer.network.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": None,
@@ -142,6 +148,8 @@ def _run(
             "ema": trainer.average.state_dict() if trainer.average else None,
             "early_stop": early_stop.state if early_stop else None,
             "task_schedule": task_schedule.state(),
+            "evaluation_due": evaluation.due if evaluation else None,
+            "rows": writers.rows,
         }
 
     evaluate_network = partial(evaluate_on_the_way, cfg, trainer, sets, label_space, folder, writers)
@@ -158,12 +166,15 @@ def _run(
             start["best"],
             early_stop,
             task_schedule,
+            bool(start["evaluation_due"]),
         )
         hooks.append(evaluation)
     hooks.append(CheckpointHook(cfg.solver.checkpoint_period, checkpointer, state))
     trainer.register_hooks(hooks)
     over = early_stop is not None and early_stop.due  # it had ended early when it was resumed
     trainer.train(start["iteration"], start["iteration"] if over else task_schedule.end(start["iteration"]))
+    if trainer.stopping:
+        return None
     metrics = evaluation.metrics if evaluation else {}
     if evaluation and not metrics:  # resumed after its last iteration
         metrics = broadcast_object(dict(evaluate_network(start["iteration"])))
@@ -193,55 +204,6 @@ def check_expected(metrics: Mapping[str, Metric], expected: Mapping[str, Any]) -
         raise TrainingError("the run is complete but falls short of its expected metrics: " + "; ".join(short))
 
 
-def _start(
-    cfg: DictConfig,
-    checkpointer: Checkpointer,
-    model: MultiTaskRCNN,
-    optimizer: torch.optim.Optimizer,
-    label_space: LabelSpace,
-) -> dict[str, Any]:
-    """Resumes, loads weights, or starts at random; returns the iteration and the states of `_RESUMED`."""
-    resume = cfg.checkpoint.resume
-    path = checkpointer.latest() if resume in ("auto", False) else Path(resume)
-    if path is not None and resume is False:
-        raise ConfigError(
-            f"output_dir={cfg.output_dir} holds a run already ({path.name}): choose another, or checkpoint.resume=auto"
-        )
-    if path is None:
-        if cfg.checkpoint.weights:
-            load_initial_weights(cfg, model, label_space)
-        elif cfg.solver.freeze:
-            logger.warning("solver.freeze: what is frozen stays at its random start; give checkpoint.weights")
-        return {"iteration": 0, **dict.fromkeys(_RESUMED)}
-    state = checkpoints.load(path)
-    check_label_space(state["label_space"], label_space, str(path))
-    _check_same_stream(cfg, state["config"], path)
-    load_weights(model, state["model"], str(path))
-    load_optimizer(optimizer, state["optimizer"], str(path))
-    logger.info("resuming from %s after iteration %d", path, state["iteration"])
-    return {key: state[key] for key in ("iteration", *_RESUMED)}
-
-
-def _check_same_stream(cfg: DictConfig, saved: Mapping[str, Any], path: Path) -> None:
-    """A resumed run goes on with the same samples only if what plans them is unchanged."""
-    old = OmegaConf.create(dict(saved))
-    settings = [(key, *(OmegaConf.select(c, key) for c in (old, cfg))) for key in _STREAM]
-    settings.append(("data.mixing", *(_mixing(c) for c in (old, cfg))))
-    settings.append(("repeat of data.train", *([entry.get("repeat", 1) for entry in c.data.train] for c in (old, cfg))))
-    for key, before, now in settings:
-        if before != now:
-            raise ConfigError(
-                f"{key}={now}: {path} was trained with {before}; a resumed run must keep it (choose another output_dir "
-                f"and checkpoint.weights={path} to start anew from these weights)"
-            )
-
-
-def _mixing(cfg: DictConfig) -> dict[str, Any] | None:
-    """What says which samples come when; None where nothing is mixed, as in runs before there was a mixture."""
-    node = cfg.data.get("mixing")
-    return None if node is None or node.method is None else OmegaConf.to_container(node, resolve=True)
-
-
 def _trainer(
     cfg: DictConfig,
     model: MultiTaskRCNN,
@@ -252,6 +214,7 @@ def _trainer(
     label_space: LabelSpace,
     start: Mapping[str, Any],
     task_schedule: TaskSchedule,
+    told: StopRequest,
 ) -> Trainer:
     if cfg.solver.precision not in PRECISIONS:
         raise ConfigError(f"solver.precision={cfg.solver.precision}: expected one of {', '.join(PRECISIONS)}")
@@ -274,6 +237,7 @@ def _trainer(
         cfg.seed if cfg.model.sampling == "keyed" else None,
         task_schedule,
         cfg.analysis.every,
+        told,
     )
     if start["scaler"] is not None:
         trainer.scaler.load_state_dict(start["scaler"])
@@ -304,14 +268,14 @@ def distribute(model: MultiTaskRCNN, ranks: Ranks) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
 
 
-def _writers(cfg: DictConfig, folder: Path, start: int, ranks: Ranks) -> Writers:
+def _writers(cfg: DictConfig, folder: Path, start: Mapping[str, Any], ranks: Ranks) -> Writers:
     if not ranks.is_main:
         return Writers([])
     return Writers(
         [
             ProgressWriter(cfg.solver.max_iter, groups=task_classes(cfg)),
-            JsonLinesWriter(folder / "metrics.jsonl", start),
-            TensorboardWriter(folder / "tensorboard", start),
+            JsonLinesWriter(folder / "metrics.jsonl", start["iteration"], start["rows"]),
+            TensorboardWriter(folder / "tensorboard", start["iteration"]),
             *build_trackers(cfg, folder),
         ]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Trainer(TrainerBase):
             (docs/adr/0012); None leaves torch's generator alone.
         task_schedule: says which tasks train when; None: all of them always.
         analyse_every: iterations between looks at the tasks' gradients and costs; 0: none.
+        told_to_stop: whether this process was; `stopping` says in every step whether any rank was.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer(TrainerBase):
         draws: int | None = None,
         task_schedule: TaskSchedule | None = None,
         analyse_every: int = 0,
+        told_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.model, self.balancer, self.optimizer, self.schedule = model, balancer, optimizer, schedule
@@ -78,6 +80,7 @@ class Trainer(TrainerBase):
         self.draws, self.task_schedule, self.analyse_every = draws, task_schedule, analyse_every
         self._resting: frozenset[str] = frozenset()
         self._planned = 0
+        self.told_to_stop, self.stopping = told_to_stop, False
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision is torch.float16)
         self.scalars: dict[str, float] = {}
         """Values of the last step, for the log: total, losses, learning rate, gradient norm, under float16 the scale of
@@ -91,15 +94,22 @@ class Trainer(TrainerBase):
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Trains from `start_iter` steps done to `max_iter`, or until a hook lowers `self.max_iter`."""
+        """Trains from `start_iter` steps done to `max_iter`, until a hook lowers `self.max_iter`, or until any rank is
+        told to stop: then `stopping` stays true."""
         self._planned = max_iter
         with suppress(_EndedEarly):
             super().train(start_iter, max_iter)
 
+    def before_train(self) -> None:
+        """Detectron2's hooks, and the end if one of them has said that there is nothing to train."""
+        super().before_train()
+        if self.stopping or self.iter >= self.max_iter:
+            raise _EndedEarly
+
     def after_step(self) -> None:
         """Detectron2's hooks, and the end if one of them, now or earlier, has said that this step is the last."""
         super().after_step()
-        if self.iter + 1 == self.max_iter < self._planned:
+        if self.stopping or self.iter + 1 == self.max_iter < self._planned:
             raise _EndedEarly
 
     def run_step(self) -> None:
@@ -170,7 +180,8 @@ class Trainer(TrainerBase):
         """What the first micro-batch adds to the scalar that is minimised, scaled, with the losses of all."""
         with self._observed() as observation:
             sums, logs = self._forward(model, parts[0])
-        reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting)
+        reduced = reduce_losses(sums, samples, self.ranks, counted, self._resting, self.told_to_stop())
+        self.stopping = reduced.stop
         if reduced.faulty_ranks:
             self._fail(parts, [sums, *counted])
         scalar = self.balancer(reduced.losses, reduced.values, reduced.valid)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from rich.console import Console
+from runs import largest_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtl_rcnn.engine.progress import (
@@ -80,6 +81,33 @@ def test_resumed_metrics_equal_the_uninterrupted(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")), "no temporary file stays"
     _write(path, 0, 2, 13.0)
     assert [row["iteration"] for row in read_metrics(path)] == [1, 2], "a new run starts a new curve"
+
+
+def test_a_repeated_evaluation_leaves_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Writers([JsonLinesWriter(path)]) as writers:
+        writers.write(1, {"total": 1.0}, {})
+        rows = writers.rows
+        writers.write(1, {"toy/x/AP": 2.0}, {})  # killed here: the checkpoint is of the moment before
+    with Writers([JsonLinesWriter(path, 1, rows)]) as writers:
+        assert writers.rows == 1
+        writers.write(1, {"toy/x/AP": 2.0}, {})
+    assert read_metrics(path) == [{"iteration": 1, "total": 1.0}, {"iteration": 1, "toy/x/AP": 2.0}]
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(
+        TrainingError, match=r"metrics\.jsonl: cannot be written \(File too large; \d+ bytes are free\)"
+    ):
+        _fill(path)
+    assert read_metrics(path) == [{"iteration": 1, "total": 1.0}]
+
+
+def _fill(path: Path) -> None:
+    with largest_file(40), Writers([JsonLinesWriter(path)]) as writers:
+        for iteration in (1, 2):
+            writers.write(iteration, {"total": 1.0}, {})
 
 
 def test_metrics_are_standard_json(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Whole runs that end in the middle: killed, told to stop, on other numbers of ranks, on disks that take no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_run import kill_until
+from omegaconf import DictConfig, open_dict
+from ranks import fork_ranks
+from test_train import toy_config
+from toy import Toy
+
+from mtl_rcnn.data.target import Sample
+from mtl_rcnn.engine.checkpoint import Checkpointer, load
+from mtl_rcnn.engine.progress import read_metrics
+from mtl_rcnn.engine.train import train
+from mtl_rcnn.engine.trainer import Trainer
+from mtl_rcnn.errors import ConfigError
+
+STOPPED = 128 + signal.SIGUSR1
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(toy: Toy, tmp_path: Path) -> None:
+    counts = kill_until(toy, tmp_path, kills=4, seed=3)
+    assert counts["kills"] == 4
+    assert counts["in writing"] >= 1
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_go_on_with_the_same_samples(toy: Toy, tmp_path: Path) -> None:
+    options = ["solver.batch_size=4", "solver.max_iter=6", "solver.lr=0.0005", "solver.checkpoint_period=0"]
+    # Not batch norm, whose statistics are those of a rank's share.
+    options += ["data.val=[]", "model.backbone.norm=GN", "model.backbone.width=32"]
+
+    def run(name: str, world: int, told: int = -1, when: int = -1) -> list[int]:
+        cfg = of_one_size(toy_config(toy, tmp_path / name, *options, tasks=("detection",)))
+        return fork_ranks(partial(train_noting, cfg, tmp_path / f"{name}.jsonl", told, when), world)
+
+    assert run("whole", 1) == [0]
+    # Only rank 1 is told: both end after the same iteration, 128 + the signal that came or, on the other, SIGTERM.
+    assert run("parts", 2, told=1, when=1) == [128 + signal.SIGTERM, STOPPED]
+    assert load(Checkpointer(tmp_path / "parts", keep=1).latest())["iteration"] == 2
+    assert run("parts", 1, told=0, when=3) == [STOPPED]
+    assert load(Checkpointer(tmp_path / "parts", keep=1).latest())["iteration"] == 4
+    assert run("parts", 4) == [0] * 4
+    whole, parts = (seen(tmp_path / f"{name}.jsonl") for name in ("whole", "parts"))
+    assert parts == whole
+    assert [len(batch) for batch in whole] == [4] * 6
+    curves = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    assert [row["iteration"] for row in curves[1]] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(*curves):
+        common = one.keys() & other.keys()  # several ranks log less than one
+        assert {"total", "lr", "grad_norm", "detection/rpn_cls"} <= common
+        assert [other[name] for name in common] == pytest.approx([one[name] for name in common], rel=1e-4)
+    weights = [load(tmp_path / name / "model_0000006.pth")["model"] for name in ("whole", "parts")]
+    assert all(torch.allclose(value, weights[1][name], atol=1e-4) for name, value in weights[0].items())
+
+
+def train_noting(cfg: DictConfig, notes: Path, told: int, when: int) -> None:
+    """One rank of a run that notes which samples it trains on. Rank `told` gets SIGUSR1 in the step after `when`."""
+    backward = Trainer._backward
+
+    def noting(self: Trainer, samples: list[Sample]) -> Any:
+        rank = self.ranks.rank
+        with open(notes, "a") as file:  # short lines, which no other rank can tear
+            file.write(json.dumps([self.iter, rank, [sample["sample_index"] for sample in samples]]) + "\n")
+        if (rank, self.iter) == (told, when):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return backward(self, samples)
+
+    Trainer._backward = noting  # of this process, a fork
+    train(cfg)
+
+
+def of_one_size(cfg: DictConfig) -> DictConfig:
+    """Images that need no padding, which depends on what else is in a rank's share of the batch."""
+    with open_dict(cfg):
+        cfg.data.train_augment.resize = {"_target_": "detectron2.data.transforms.Resize", "shape": [64, 96]}
+    return cfg
+
+
+def seen(notes: Path) -> list[list[int]]:
+    """Samples of every iteration, in the ranks' order."""
+    lines = sorted(json.loads(line) for line in notes.read_text().splitlines())
+    batches: dict[int, list[int]] = {}
+    for iteration, _, samples in lines:
+        batches.setdefault(iteration, []).extend(samples)
+    return [batches[iteration] for iteration in range(len(batches))]
+
+
+def test_a_schedule_that_contradicts_the_past_is_taken_only_on_request(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(*options: str) -> Path:
+        return train(toy_config(toy, tmp_path / "run", "data.val=[]", *options, tasks=("detection",))).folder
+
+    run("solver.max_iter=3", "solver.steps=[2]")
+    with pytest.raises(ConfigError, match=r"solver\.max_iter=2: .*model_0000003\.pth has done 3 iterations"):
+        run("solver.max_iter=2", "solver.steps=[]")
+    longer = ["solver.max_iter=5", "solver.steps=[4]"]  # the rate of the third iteration would not have fallen
+    with pytest.raises(ConfigError, match=r"checkpoint\.extend=true, .* \(old: 3 iterations, .* \| new: 5 iterations"):
+        run(*longer)
+    folder = run(*longer, "checkpoint.extend=true")
+    assert (
+        "old: 3 iterations, multistep, lr 0.005, x 0.1 at 2, warm-up of 2 from x 0.001; after iteration 3"
+        in caplog.text
+    )
+    assert (
+        "new: 5 iterations, multistep, lr 0.005, x 0.1 at 4, warm-up of 2 from x 0.001; after iteration 3"
+        in caplog.text
+    )
+    rates = [row["lr"] for row in read_metrics(folder / "metrics.jsonl")]
+    assert rates[2:] == pytest.approx([0.0005, 0.005, 0.0005])
+
+
+def test_a_directory_that_cannot_be_written_is_told_in_one_line(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"output_dir=.*file/run: cannot be written \(Not a directory\); mend it"):
+        train(toy_config(toy, tmp_path / "file" / "run", tasks=("detection",)))
