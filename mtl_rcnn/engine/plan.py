@@ -343,10 +343,12 @@ def _run(cfg: DictConfig, nodes: int, epoch_images: float, evaluated: int) -> Ru
 
 
 def _disk(cfg: DictConfig, size: int) -> Disk:
-    written = _times(cfg.solver.checkpoint_period, cfg.solver.max_iter)
-    tasks = sum("early_stop" in node for node in cfg.solver.task_schedule.values())
-    best = 1 if cfg.data.val else 0
-    return Disk(size, min(cfg.checkpoint.keep, written) + best + tasks, written)
+    last, period, every = cfg.solver.max_iter, cfg.solver.checkpoint_period, cfg.checkpoint.keep_every
+    saved = {last, *(range(period, last, period) if period else ())}
+    for_good = set(range(every, last + 1, every)) if every else set()
+    passing = len((saved | for_good) - for_good)
+    best = sum("early_stop" in node for node in cfg.solver.task_schedule.values()) + bool(cfg.data.val)
+    return Disk(size, min(cfg.checkpoint.keep, passing) + len(for_good) + best, len(saved | for_good))
 
 
 def _times(period: int, last: int) -> int:
