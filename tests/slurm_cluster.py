@@ -20,13 +20,14 @@ from pathlib import Path
 
 NODES = ("127.0.0.1", "127.0.0.2")
 
+# A requeued job starts again when its old credential has expired: after two minutes, were it not for cred_expire (s).
 _CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

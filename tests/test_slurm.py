@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import ROOT
+from runs import assert_equal_runs
 from slurm_cluster import NODES, slurm_cluster, why_not
 from tiny import NETWORK, TASKS, need_tasks
 
 from mtl_rcnn.engine import checkpoint as checkpoints
 from mtl_rcnn.engine.cluster import expand_hosts
+from mtl_rcnn.engine.progress import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=f"no SLURM: {why_not()}")]
 
@@ -127,6 +131,38 @@ def test_a_sweep_over_tasks_and_balancing_is_four_jobs(cluster: dict[str, str], 
     found = [(sorted(state["config"]["tasks"]), state["config"]["balancing"]["_target_"]) for state in states]
     assert [tasks for tasks, _ in found] == [["detection"]] * 2 + [["detection", "mask"]] * 2
     assert len({str(choice) for choice in found}) == 4
+
+
+def test_a_job_that_is_preempted_three_times_equals_the_uninterrupted_one(
+    cluster: dict[str, str], scenes: Path, tmp_path: Path
+) -> None:
+    """By `scancel --signal`, as SLURM itself does before it takes the nodes away; the job requeues itself."""
+    options = ["cluster=slurm", "solver.max_iter=18", "solver.log_period=1", "solver.eval_period=9"]
+    succeed([*SRUN, *train_command(scenes, tmp_path / "whole", *options)], cluster)
+    script, folder = tmp_path / "job.sh", tmp_path / "stopped"
+    script.write_text(f"#!/bin/bash\n{shlex.join([*SRUN, *train_command(scenes, folder, *options)])}\n")
+    submit = ["sbatch", "--parsable", "--requeue", "--nodes=2", "--ntasks=2", "--open-mode=append"]
+    job = succeed([*submit, f"--output={tmp_path}/out", str(script)], cluster).strip()
+    for stop in range(1, 4):
+        _wait(lambda: _iterations(folder / "metrics.jsonl") >= 4 * stop, tmp_path / "out")  # noqa: B023
+        succeed(["scancel", "--signal=USR1", job], cluster)
+        _wait(lambda: f"Restarts={stop} " in succeed(["scontrol", "show", "job", job], cluster), tmp_path / "out")  # noqa: B023
+    _wait(lambda: "JobState=COMPLETED" in succeed(["scontrol", "show", "job", job], cluster), tmp_path / "out")
+    said = (tmp_path / "out").read_text()
+    assert said.count("stopped by SIGUSR1; the same command") == said.count(f"job {job} is requeued") == 3
+    assert said.count("resuming from") == 3
+    assert_equal_runs(tmp_path / "whole", folder)
+
+
+def _iterations(log: Path) -> int:
+    return read_metrics(log)[-1]["iteration"] if log.is_file() and log.stat().st_size else 0
+
+
+def _wait(ready: Callable[[], bool], output: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, output.read_text()[-4000:] if output.exists() else "nothing was printed"
+        time.sleep(0.2)
 
 
 def test_two_tasks_without_their_cluster_are_refused(cluster: dict[str, str], scenes: Path, tmp_path: Path) -> None:
