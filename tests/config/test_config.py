@@ -130,6 +130,11 @@ def test_every_configuration_composes(path: Path) -> None:
         assert compose(path.stem, overrides)
     elif group == "tasks":
         assert compose("train", [f"tasks=[{path.stem}]"]).tasks[path.stem]._target_
+    elif group == "launcher":
+        assert compose("train", [f"hydra/launcher={path.stem}", "cluster=slurm"]).cluster.nodes
+    elif path.stem == "slurm_pyxis":
+        image = ["cluster.container_image=x.sqsh", "cluster.container_mounts=/data:/data"]
+        assert "--container-image=x.sqsh" in compose("train", ["cluster=slurm_pyxis", *image]).cluster.srun_args
     elif path.stem != "base":
         assert compose_or_skip([f"{group}={path.stem}"]).solver.max_iter  # iterations, or epochs such as 30ep
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import TASKS, _equal, toy_config
+from runs import equal
+from test_train import TASKS, toy_config
 from tiny import make_sample, need_tasks, tiny_model
 from toy import Toy
 
@@ -85,7 +86,7 @@ def test_they_repeat_and_leave_no_trace(sampling: str) -> None:
     assert torch.equal(states[0], after[0])
     assert states[1] == after[1]
     assert all(np.array_equal(one, two) for one, two in zip(states[2], after[2]))
-    assert _equal(dict(model.state_dict()), before)
+    assert equal(dict(model.state_dict()), before)
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
     torch.rand(1)
@@ -102,7 +103,7 @@ def test_a_run_with_them_is_bit_identical_to_one_without(sampling: str, toy: Toy
     without, with_them = (checkpoints.load(folder / "model_0000004.pth") for folder in folders)
     assert any("running_mean" in name for name in without["model"])
     for part in ("model", "optimizer", "best"):
-        assert _equal(without[part], with_them[part]), part
+        assert equal(without[part], with_them[part]), part
     rows = [row for row in read_metrics(folders[1] / "metrics.jsonl") if "toy/detection/AP" in row]
     assert len(rows) == 4
     assert all({f"toy/{task}/loss" for task in TASKS} <= set(row) for row in rows)
