@@ -20,7 +20,8 @@ $(STAMP): requirements.txt setup.py $(wildcard third_party/detectron2/*.toml thi
 slurm: ## the daemons of the tests that start a SLURM cluster, by apt-get as root; without them these tests are skipped
 	@if command -v slurmctld munged >/dev/null; then echo "SLURM is installed"; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; } \
+			|| echo "apt-get could not install SLURM: tests of SLURM will be skipped"; \
 	else echo "SLURM is not installed, and this is not root with apt-get: tests of SLURM will be skipped"; fi
 
 demo: setup ## the main job on generated scenes: train, evaluate, export, predict (outputs/demo, about 12 minutes on 2 cores)
