@@ -182,7 +182,8 @@ def _family(process: int) -> list[int]:
 
 def hold(make: Callable[[Path, int, Any], tuple[Iterable[Any], int]], folder: Path, workers: int) -> None:
     """Takes some batches, says what there is to say, and keeps everything until it is told to end."""
-    from mtl_rcnn.engine.distributed import distributed, fail_together
+    from mtl_rcnn.engine.distributed import distributed
+    from mtl_rcnn.engine.failures import fail_together
 
     start = time.perf_counter()
     with distributed("cpu", timeout_s=1800) as ranks, fail_together(ranks):

@@ -15,7 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from mtl_rcnn.balancing import Scalarizer, WeightedSum
 from mtl_rcnn.data.target import Sample
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.schedule import LrSchedule
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.train import distribute

@@ -12,7 +12,8 @@ from tiny import make_sample, tiny_model
 
 from mtl_rcnn.balancing import WeightedSum
 from mtl_rcnn.data.target import Sample
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.losses import reduce_losses
 from mtl_rcnn.engine.train import distribute
 

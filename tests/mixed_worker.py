@@ -19,7 +19,8 @@ from mtl_rcnn.balancing import WeightedSum
 from mtl_rcnn.data.loader import build_train_loader
 from mtl_rcnn.data.mixed_plan import MixedPlanner
 from mtl_rcnn.data.target import Sample
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.losses import reduce_losses
 from mtl_rcnn.engine.train import distribute
 

@@ -9,30 +9,37 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_ranks(command: list[str], world: int, timeout: float = 300) -> list[tuple[int, str]]:
     """(exit status, output and errors) of each rank of `python <command>`."""
-    shared = _shared(world)
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    processes = start_ranks(command, world)
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [(process.returncode, output) for process, output in zip(processes, outputs)]
+
+
+def start_ranks(command: list[str], world: int, **options: Any) -> list[subprocess.Popen[str]]:
+    """Ranks of `python <command>` that run; `options` of Popen."""
+    shared = _shared(world)
+    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+        for rank in range(world)
+    ]
 
 
 def fork_ranks(function: Callable[[], object], world: int, timeout: float = 300) -> list[int]:

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from mtl_rcnn.data import catalog, record_store
 from mtl_rcnn.engine.data import train_datasets
-from mtl_rcnn.engine.distributed import barrier, distributed, fail_together
+from mtl_rcnn.engine.distributed import barrier, distributed
+from mtl_rcnn.engine.failures import fail_together
 
 
 def main(config: str, out: str, kind: str = "") -> None:

@@ -14,7 +14,8 @@ from tiny import tiny_config, tiny_model
 
 from mtl_rcnn.config.task_plans import TaskPlan
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.task_schedule import TaskSchedule
 
 REGION_TASKS = tuple(ALL)

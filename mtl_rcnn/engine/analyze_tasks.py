@@ -28,7 +28,8 @@ from mtl_rcnn.balancing import WeightedSum
 from mtl_rcnn.data.loader import Loader
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import train_datasets, train_loader
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
 from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.restore import Restored, restore

@@ -1,32 +1,28 @@
-"""Ranks: who computes, and how all of them end when one of them fails.
+"""Ranks: who computes, and what they say to each other. How they end when one of them fails: `failures`.
 
 Ranks come from the environment that `torchrun` or SLURM sets (see `cluster`); without it there is one process and no
 process group. Everything here works the same with one process, and `detectron2.utils.comm` sees the same ranks (its
 functions of the *local* rank excepted: they need Detectron2's own launcher; `Ranks.local_rank` says the same).
 
-    with distributed("auto", "slurm") as ranks, fail_together(ranks):
+    with distributed("auto", "slurm") as ranks:
         train(ranks)
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtl_rcnn.engine.cluster import find_place
-from mtl_rcnn.errors import ConfigError, MtlRcnnError, TrainingError
+from mtl_rcnn.errors import ConfigError, TrainingError
 
 __all__ = [
     "Ranks",
@@ -34,7 +30,6 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "distributed",
-    "fail_together",
     "gather_objects",
     "init",
     "is_main",
@@ -42,8 +37,6 @@ __all__ = [
     "world_size",
 ]
 
-_POLL_SECONDS = 0.5
-_STORE_SECONDS = 10
 T = TypeVar("T")
 
 
@@ -160,112 +153,6 @@ def share_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-@contextmanager
-def fail_together(ranks: Ranks) -> Iterator[None]:
-    """An exception inside the block on one rank ends all ranks within seconds. Every rank enters and leaves together.
-
-    The failing rank prints `error on rank R: ...` (with a traceback, unless it is an `MtlRcnnError`, whose text is
-    enough), leaves the message in the store through which the ranks met, and ends its process. A thread on every rank
-    looks there twice a second and ends its process too, even one that waits in a collective; one process per machine
-    repeats the message. The first failure counts: a broken connection that follows from it is not reported. The failing
-    rank's exit status is 2 for an `MtlRcnnError`, else 1. With one process the exception simply passes through.
-    """
-    if ranks.world == 1:
-        yield
-        return
-    monitor = _Monitor(ranks)
-    monitor.start()
-    try:
-        yield
-        barrier()  # none leaves, and rank 0 keeps the store, until all have succeeded
-    except BaseException as error:
-        monitor.fail(error)
-    monitor.stop()
-
-
-class _Monitor:
-    """One rank's watch on the failures of the others, over an own connection to the store."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        # An own connection: the process group's is locked while it waits for other ranks.
-        self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        self.store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=_STORE_SECONDS),
-        )
-        # torchrun's store outlives a restart of the ranks, so that each attempt needs its own key.
-        self.key = f"mtl_rcnn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="fail_together", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.stopped.set()
-        self.thread.join()
-
-    def fail(self, error: BaseException) -> NoReturn:
-        """Reports this rank's exception, unless it follows from an earlier failure, and ends the process."""
-        self.stop()
-        message = f"error on rank {self.ranks.rank}: {_describe(error)}"
-        first = self._publish(message)
-        if first == message:
-            if not isinstance(error, MtlRcnnError | KeyboardInterrupt):
-                traceback.print_exception(error)
-            print(message, file=sys.stderr)
-            time.sleep(3 * _POLL_SECONDS)  # the others read the message; rank 0's end may take the store away
-        else:
-            self._repeat(first)
-        _exit(2 if isinstance(error, MtlRcnnError) else 1)
-
-    def _publish(self, message: str) -> str:
-        """Stores the message if it is the first one; returns the first one."""
-        try:
-            return self.store.compare_set(self.key, "", message).decode()
-        except (RuntimeError, ConnectionError):  # the store is gone: nobody is left to tell, and `message` is printed
-            return message
-
-    def _watch(self) -> None:
-        while not self.stopped.wait(_POLL_SECONDS):
-            failure = self._look()
-            if failure is not None:
-                self._repeat(failure)
-                _exit(1)
-
-    def _look(self) -> str | None:
-        """The message of a rank that failed, or None."""
-        try:
-            return self.store.get(self.key).decode() if self.store.check([self.key]) else None
-        except (RuntimeError, ConnectionError):
-            if self.stopped.wait(4 * _POLL_SECONDS):  # all succeeded and rank 0, with the store, was faster to end
-                return None
-            return (
-                f"lost the connection to {self.address}: the process of rank 0 or its launcher has ended, or was killed"
-            )
-
-    def _repeat(self, message: str) -> None:
-        if self.ranks.local_rank == 0:
-            print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr)
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, MtlRcnnError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _exit(status: int) -> NoReturn:
-    """Ends the process now: an orderly end could wait for ranks that never come."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

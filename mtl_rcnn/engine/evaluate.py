@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from mtl_rcnn.config.keys import nearest
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_views, evaluation_sets, val_datasets
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.inspection import Inspection
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import setup_logging

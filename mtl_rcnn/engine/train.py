@@ -30,9 +30,10 @@ from mtl_rcnn.engine.data import (
     train_loader,
     val_datasets,
 )
-from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.hooks import AnalysisHook, CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report

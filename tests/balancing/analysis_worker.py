@@ -15,7 +15,8 @@ from toy import write_toy
 
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.trainer import PRECISIONS
 
 METHODS = ("sum", "upgrad")

@@ -19,7 +19,8 @@ from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.data import train_datasets, train_loader
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 
 TASKS = ("detection", "mask", "keypoint")
 KINDS = ("boxes", "masks", "points")

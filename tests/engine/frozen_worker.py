@@ -13,7 +13,8 @@ from test_schedule import SOLVER
 from tiny import make_sample, tiny_config, tiny_model
 
 from mtl_rcnn.data.target import Sample
-from mtl_rcnn.engine.distributed import Ranks, barrier, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, barrier, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.schedule import build_optimizer
 

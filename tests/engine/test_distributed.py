@@ -1,18 +1,13 @@
-"""Two gloo processes: collectives, and one failure that ends both. The environment, read and refused."""
+"""Two gloo processes speak with each other. The environment, read and refused."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
+from ranks import run_ranks
 
 from mtl_rcnn.engine import distributed as engine
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.errors import ConfigError
 
 _HEAD = """
@@ -20,8 +15,8 @@ import os, sys, time
 import torch
 from detectron2.utils import comm
 from mtl_rcnn.engine import distributed as engine
-from mtl_rcnn.errors import TrainingError
-with engine.distributed("cpu", timeout_s=100) as ranks, engine.fail_together(ranks):
+from mtl_rcnn.engine.failures import fail_together
+with engine.distributed("cpu", timeout_s=100) as ranks, fail_together(ranks):
 """
 
 _COLLECTIVES = (
@@ -38,105 +33,12 @@ print(f"done {ranks.rank}")
 """
 )
 
-_FAILURE = (
-    _HEAD
-    + """
-    if ranks.rank == int(sys.argv[1]):
-        if sys.argv[2] == "killed":
-            os.kill(os.getpid(), 9)
-        raise TrainingError("boxes: image 7") if sys.argv[2] == "known" else ValueError("surprise")
-    while True:
-        engine.all_reduce_sum(torch.ones(1))
-"""
-)
-
-_STUCK = (
-    _HEAD
-    + """
-    if ranks.rank == 1:
-        raise ValueError("surprise")
-    time.sleep(300)  # in no collective: only the watch can end it
-"""
-)
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def _run_ranks(script: str, *args: str) -> tuple[list[int], list[str], float]:
-    """Exit status and standard error + output of both ranks, and the seconds they took (start-up included)."""
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *args],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        outputs = [process.communicate(timeout=100)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], outputs, time.monotonic() - begun
-
 
 def test_two_ranks_speak_and_end() -> None:
-    codes, outputs, _ = _run_ranks(_COLLECTIVES)
-    assert codes == [0, 0], outputs
+    codes, outputs = zip(*run_ranks(["-c", _COLLECTIVES], 2))
+    assert codes == (0, 0), outputs
     assert ["done 0" in outputs[0], "done 1" in outputs[1]] == [True, True]
     assert "connection lost" not in outputs[0] + outputs[1]
-
-
-@pytest.mark.parametrize(("failing", "kind", "status"), [(1, "unknown", 1), (0, "unknown", 1), (1, "known", 2)])
-def test_one_failure_ends_both(failing: int, kind: str, status: int) -> None:
-    codes, outputs, seconds = _run_ranks(_FAILURE, str(failing), kind)
-    assert codes[failing] == status, outputs
-    assert codes[1 - failing] != 0
-    assert seconds < 30
-    text = "boxes: image 7" if kind == "known" else "ValueError: surprise"
-    assert f"\nerror on rank {failing}: {text}\n" in "\n" + outputs[failing]
-    assert ("Traceback" in outputs[failing]) == (kind == "unknown"), "the text of our own errors is enough"
-    other = outputs[1 - failing]
-    assert "Traceback" not in other
-    assert f"error on rank {1 - failing}" not in other, "what follows from the first failure is not reported"
-    if failing == 1:
-        assert f"rank 0 ends: error on rank 1: {text}\n" in other
-
-
-def test_failure_ends_a_rank_outside_collectives() -> None:
-    codes, outputs, seconds = _run_ranks(_STUCK)
-    assert codes == [1, 1], outputs
-    assert seconds < 30
-    assert "rank 0 ends: error on rank 1: ValueError: surprise" in outputs[0]
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_killed_rank_ends_the_other(killed: int) -> None:
-    codes, outputs, seconds = _run_ranks(_FAILURE, str(killed), "killed")
-    assert codes[killed] == -signal.SIGKILL
-    assert codes[1 - killed] == 1, outputs
-    assert seconds < 30
-
-
-def test_torchrun_sets_the_ranks() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", _FAILURE, "1", "known"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert run.returncode != 0
-    assert f"\n{run.stderr}".count("\nerror on rank 1: boxes: image 7\n") == 1, run.stderr
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +51,7 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(engine.all_reduce_sum(torch.ones(2)), torch.ones(2))
         engine.barrier()
         assert not torch.distributed.is_initialized()
-        with pytest.raises(KeyError, match="passes through"), engine.fail_together(ranks):
+        with pytest.raises(KeyError, match="passes through"), fail_together(ranks):
             raise KeyError("passes through")
 
 

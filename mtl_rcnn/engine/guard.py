@@ -1,0 +1,225 @@
+"""A small process beside each rank, which sees what the rank cannot tell: that it was stopped or killed, or that
+another machine no longer answers.
+
+It is a fork without the rank's files and sockets: neither a process that is stopped nor the interpreter's lock, which a
+rank may hold for a minute (reading JSON, scoring), keeps it from looking. It tells through the store where the ranks
+met, as `failures` does. Linux only; elsewhere there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
+
+import torch.distributed as dist
+
+__all__ = ["Post", "start_guard"]
+
+BEAT_SECONDS = 1.0
+_MARGIN_SECONDS = 5.0
+"""So much longer a silent machine is waited for than a stopped process, which tells more."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a rank stands and whom it tells.
+
+    Attributes:
+        rank, world, host: of this rank, among so many, on this machine.
+        address, port: of the store where the ranks met.
+        prefix: of keys in the store.
+        timeout_s: of one conversation with the store.
+    """
+
+    rank: int
+    world: int
+    host: str
+    address: str
+    port: int
+    prefix: str
+    timeout_s: float = 10.0
+
+    def connect(self) -> dist.TCPStore:
+        """An own connection: that of the process group is locked while it waits for other ranks."""
+        timeout = timedelta(seconds=self.timeout_s)
+        return dist.TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+    def error(self, text: str) -> str:
+        """The one message of a failure of this rank."""
+        return _error(self.rank, self.host, text)
+
+    def publish(self, store: dist.TCPStore, message: str) -> str:
+        """Stores the message for all ranks if it is the first one; returns the first one."""
+        return store.compare_set(self.failed, "", message).decode()
+
+    @property
+    def failed(self) -> str:
+        """Key of the first failure's message."""
+        return f"{self.prefix}/failed"
+
+    def beat(self, rank: int) -> str:
+        """Key of a rank's sign of life."""
+        return f"{self.prefix}/beat/{rank}"
+
+
+def start_guard(post: Post, limit_s: float) -> Callable[[], None] | None:
+    """Starts the guard of this process; returns what ends it, None where there is none.
+
+    The guard tells the other ranks, through `post`, when this process was killed or crashed; when it has been stopped
+    (SIGSTOP, SIGTSTP) for `limit_s`, which it then is killed for; and when another machine gave no sign of life for
+    `limit_s` and 5 s. Rank 0's guard looks at all ranks, the others at rank 0. Where all of a job is stopped and
+    continued, as by `scontrol suspend`, time begins anew.
+    """
+    if sys.platform != "linux":
+        return None
+    guarded = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads: the guard uses none of theirs
+        process = os.fork()
+    if process == 0:
+        try:
+            _Guard(post, guarded, limit_s, _let_go()).watch()
+        finally:
+            os._exit(0)
+
+    def stop() -> None:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+    return stop
+
+
+def _let_go() -> TextIO:
+    """Signals are meant for the rank; its open sockets would hide from the other ranks that it has ended. Returns
+    standard error, which C10D, that tells of every lost connection at length, no longer has."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(2, 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    return open(3, "w", encoding="utf-8")
+
+
+@dataclass
+class _Guard:
+    post: Post
+    guarded: int
+    limit_s: float
+    errors: TextIO
+    store: dist.TCPStore | None = None
+    stopped_since: float | None = None
+    answered: float = field(default_factory=time.monotonic)
+    """When the store last answered."""
+    beats: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    """Of the ranks that are looked at: the last sign of life, and since when it has been the last."""
+    silent: tuple[int, str] | None = None
+    """A rank and its host, from which nothing is heard."""
+
+    def watch(self) -> None:
+        """Looks about once a second until there is something to tell, or the store is gone."""
+        conversation = threading.Thread(target=self._converse, daemon=True)
+        conversation.start()
+        last = time.monotonic()
+        while True:
+            time.sleep(BEAT_SECONDS)
+            now = time.monotonic()
+            if now - last > 3 * BEAT_SECONDS:  # this process was stopped itself, or has waited for a processor
+                self._begin_anew(now)
+            last = now
+            state = _state(self.guarded)
+            if state is None:
+                self._tell(self.post.error("its process was killed (SIGKILL, as where memory runs out) or crashed"))
+                return
+            self.stopped_since = (self.stopped_since or now) if state == "T" else None
+            if self.stopped_since and now - self.stopped_since > self.limit_s:
+                self._tell(self.post.error(f"its process has been stopped (SIGSTOP) for {self.limit_s:g} s"))
+                os.kill(self.guarded, signal.SIGKILL)
+                return
+            if self.silent is not None:
+                self._tell(_error(*self.silent, self._silence()))
+                return
+            if conversation.is_alive() and now - self.answered > self.limit_s + _MARGIN_SECONDS:
+                self._tell(_error(0, self.post.address, self._silence()))
+                os.kill(self.guarded, signal.SIGKILL)  # it cannot learn of it in any other way
+                return
+
+    def _converse(self) -> None:
+        """Signs of life, given and read. Ends with the connection: the rank, which has one too, then ends itself."""
+        looked_at = [
+            rank for rank in (range(self.post.world) if self.post.rank == 0 else [0]) if rank != self.post.rank
+        ]
+        keys, known, number = [self.post.beat(rank) for rank in looked_at], False, 0
+        try:
+            self.store = self.post.connect()
+            while True:
+                number += 1
+                if self.stopped_since is None:
+                    self.store.set(self.post.beat(self.post.rank), f"{number} {self.post.host}")
+                known = known or self.store.check(keys)
+                found = self.store.multi_get(keys) if known else []
+                self.answered = time.monotonic()
+                self._note(dict(zip(looked_at, found)))
+                time.sleep(BEAT_SECONDS)
+        except (RuntimeError, ConnectionError):
+            return
+
+    def _note(self, found: dict[int, bytes]) -> None:
+        now = time.monotonic()
+        for rank, beat in found.items():
+            if rank not in self.beats or self.beats[rank][0] != beat:
+                self.beats[rank] = (beat, now)
+            elif now - self.beats[rank][1] > self.limit_s + _MARGIN_SECONDS:
+                self.silent = (rank, beat.decode().partition(" ")[2])
+
+    def _begin_anew(self, now: float) -> None:
+        self.stopped_since, self.answered, self.silent = None, now, None
+        self.beats = {rank: (beat, now) for rank, (beat, _) in self.beats.items()}
+
+    def _silence(self) -> str:
+        return f"no sign of life for {self.limit_s + _MARGIN_SECONDS:g} s: its machine or the network hangs"
+
+    def _tell(self, message: str) -> None:
+        if not self._publish(message):
+            print(message, file=self.errors, flush=True)
+
+    def _publish(self, message: str) -> bool:
+        """Whether the store took it. It may be in the process that is stopped, or on a machine that hangs."""
+        done = threading.Event()
+
+        def publish() -> None:
+            try:
+                if self.store is not None:
+                    self.post.publish(self.store, message)
+                    done.set()
+            except (RuntimeError, ConnectionError):
+                return  # the store has ended: all ranks learn that from their connections
+
+        threading.Thread(target=publish, daemon=True).start()
+        return done.wait(2 * BEAT_SECONDS)
+
+
+def _state(process: int) -> str | None:
+    """State letter of the parent process (proc(5): T is stopped), None if it has ended."""
+    if os.getppid() != process:
+        return None
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:  # it has ended since
+        return None
+    return stat.rpartition(")")[2].split()[0]  # after the name, which is in brackets and may hold anything
+
+
+def _error(rank: int, host: str, text: str) -> str:
+    return f"error on rank {rank} ({host}): {text}"
