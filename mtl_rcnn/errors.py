@@ -36,3 +36,12 @@ class ExportError(MtlRcnnError):
 
 class TrainingError(MtlRcnnError):
     """Training that cannot go on, such as a loss that is not finite: names the rank, the task and the image ids."""
+
+
+class LoaderError(MtlRcnnError):
+    """A loader's worker process that ended: names the image it was at."""
+
+
+class StepError(RuntimeError):
+    """A step of training or evaluation that failed in a way that nobody foresaw: names the image ids and, in training,
+    the rank, the task and the file that replays the batch. Not the user's to mend: its traceback is shown."""

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,7 @@ def start_ranks(command: list[str], world: int, **options: Any) -> list[subproce
 
 def fork_ranks(function: Callable[[], object], world: int, timeout: float = 300) -> list[int]:
     """Exit status of each rank of `function`, run in forks of this process, which need no time for imports."""
-    shared = _shared(world)
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_as_rank, args=(function, rank, shared)) for rank in range(world)]
-    for process in processes:
-        process.start()
+    processes = start_forks(function, world)
     for process in processes:
         process.join(timeout)
         process.kill()
@@ -56,8 +53,24 @@ def fork_ranks(function: Callable[[], object], world: int, timeout: float = 300)
     return [process.exitcode for process in processes]
 
 
-def _as_rank(function: Callable[[], object], rank: int, shared: dict[str, str]) -> None:
+def start_forks(function: Callable[[], object], world: int, said: Path | None = None) -> list[BaseProcess]:
+    """Ranks of `function` that run, in forks of this process; `said`: a folder for their output and errors,
+    <rank>.txt."""
+    shared = _shared(world)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_as_rank, args=(function, rank, shared, said)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _as_rank(function: Callable[[], object], rank: int, shared: dict[str, str], said: Path | None) -> None:
     os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    if said is not None:
+        with open(said / f"{rank}.txt", "w") as file:
+            for standard in (1, 2):
+                os.dup2(file.fileno(), standard)
+        sys.stdout, sys.stderr = (os.fdopen(standard, "w", buffering=1, closefd=False) for standard in (1, 2))
     function()
 
 

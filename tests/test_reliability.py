@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fail_run import FAULTS, fail
 from kill_run import kill_until
-from omegaconf import DictConfig, open_dict
-from ranks import fork_ranks
+from omegaconf import DictConfig, OmegaConf, open_dict
+from ranks import ROOT, fork_ranks, run_ranks
+from runs import assert_equal_runs
 from test_train import toy_config
 from toy import Toy
 
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.checkpoint import Checkpointer, load
 from mtl_rcnn.engine.progress import read_metrics
+from mtl_rcnn.engine.replay import replay
 from mtl_rcnn.engine.train import train
 from mtl_rcnn.engine.trainer import Trainer
 from mtl_rcnn.errors import ConfigError
@@ -62,6 +69,73 @@ def test_other_numbers_of_ranks_go_on_with_the_same_samples(toy: Toy, tmp_path: 
         assert [other[name] for name in common] == pytest.approx([one[name] for name in common], rel=1e-4)
     weights = [load(tmp_path / name / "model_0000006.pth")["model"] for name in ("whole", "parts")]
     assert all(torch.allclose(value, weights[1][name], atol=1e-4) for name, value in weights[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_rank_ends_both_with_one_message(fault: str, tmp_path: Path) -> None:
+    end = fail(tmp_path, fault, "cluster.heartbeat_s=3")
+    statuses, message = {
+        "an exception in a task's code": (
+            [1, 1],
+            r"StepError: iteration 2, rank 1: ValueError: surprise \(in mask\); ",
+        ),
+        "an image deleted while training": (None, r".*13\.png \(dataset 'toy', image id 13\): no such image file"),
+        "a loader's worker killed": ([1, 2], r"data.workers: a worker was killed by SIGKILL while it loaded .*png \(d"),
+        "the rank killed": ([1, -signal.SIGKILL], r"its process was killed \(SIGKILL, as where memory runs out\)"),
+        "the rank stopped": ([1, -signal.SIGKILL], r"its process has been stopped \(SIGSTOP\) for 3 s"),
+    }[fault]
+    assert end.statuses == statuses or (statuses is None and sorted(end.statuses) == [1, 2]), end.said
+    assert max(end.seconds) < 30
+    (said,) = end.errors
+    assert re.match(rf"error on rank [01] \({socket.gethostname()}\): {message}", said)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert said in log
+    assert "Thread 0x" in log, "where each thread of rank 0 was"
+
+
+def test_a_step_that_nobody_foresaw_to_fail_can_be_seen_again(tmp_path: Path) -> None:
+    end = fail(tmp_path, "an exception in a task's code")
+    (said,) = end.errors
+    images, file = re.search(r"; images: (.*); lr 0\.005; see the step again with: .*replay (\S+)$", said).groups()
+    model, samples = replay(Path(file))
+    assert ", ".join(f"{sample['dataset']}/{sample['image_id']}" for sample in samples) == images
+    losses, _ = model(samples)
+    assert all(torch.isfinite(value) for value, _ in losses.values()), "the fault was the code's"
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_last_checkpoint(toy: Toy, tmp_path: Path) -> None:
+    options = ["data.val=[]", "solver.max_iter=6", "solver.checkpoint_period=2"]
+    whole, restarted = (toy_config(toy, tmp_path / name, *options, tasks=("detection",)) for name in ("whole", "again"))
+    OmegaConf.save(restarted, tmp_path / "config.yaml")
+    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")]
+    ((status, said),) = run_ranks([*torchrun, str(ROOT / "tests/restart_worker.py"), str(tmp_path / "config.yaml")], 1)
+    assert status == 0, said
+    assert f"resuming from {tmp_path / 'again' / 'model_0000002.pth'} after iteration 2" in said
+    assert fork_ranks(partial(train, whole), 2) == [0, 0]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_both_ranks_and_with_room_the_run_goes_on(tmp_path: Path) -> None:
+    own_mounts = ["unshare", "--mount", "--map-root-user"]
+    tried = subprocess.run([*own_mounts, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"no disk of 8 MB can be made here: {tried.stderr.decode()}")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    script = [*own_mounts, sys.executable, "-W", "ignore", str(ROOT / "tests" / "full_disk.py"), str(tmp_path)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    statuses, said = ends["full"]
+    assert statuses == [2, 1]
+    assert re.search(r"error on rank 0 \(.*pth: cannot be written \(No space left on device; it takes about \d+", said)
+    assert re.fullmatch(r"model_000000[1-7]\.pth", ends["left"])
+    assert ends["with room"][0] == [0, 0]
+    assert ends["read-only"][0] == [2, 1]
+    assert "output_dir=" in ends["read-only"][1]
+    assert "cannot be written (Read-only file system); mend it, or choose another" in ends["read-only"][1]
 
 
 def train_noting(cfg: DictConfig, notes: Path, told: int, when: int) -> None:

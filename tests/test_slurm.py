@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -176,7 +177,8 @@ def test_two_tasks_without_their_cluster_are_refused(cluster: dict[str, str], sc
 def test_a_failure_on_one_node_ends_both(cluster: dict[str, str], scenes: Path, tmp_path: Path) -> None:
     done = run([*SRUN, *train_command(scenes, tmp_path / "run", "solver.lr=1e12", "cluster=slurm")], cluster)
     assert done.returncode != 0
-    assert done.stderr.count("\nerror on rank") + done.stderr.startswith("error on rank") == 1, done.stderr
+    ((rank, host),) = re.findall(r"^error on rank (\d) \((.*?)\): ", done.stderr, re.MULTILINE)
+    assert host == NODES[int(rank)], done.stderr
 
 
 def test_a_batch_script_may_run_one_process_or_torchrun(cluster: dict[str, str], scenes: Path, tmp_path: Path) -> None:

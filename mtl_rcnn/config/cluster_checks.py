@@ -36,6 +36,11 @@ def check_cluster(cfg: DictConfig) -> None:
         raise ConfigError(
             f"cluster.kind={node.kind}: expected local or slurm; choose with cluster=local or cluster=slurm"
         )
+    for name in ("timeout_s", "heartbeat_s"):
+        value = node.get(name)
+        if not (value is None and name == "heartbeat_s") and not (_is_number(value) and value > 0):
+            null = "null or " if name == "heartbeat_s" else ""
+            raise ConfigError(f"cluster.{name}={value}: expected {null}a number of seconds above 0")
     for name in (*_COUNTS_OR_NULL, *_COUNTS):
         value = node.get(name, 1)
         if value is None and name in _COUNTS_OR_NULL:
@@ -90,6 +95,10 @@ def check_submission(whole: DictConfig, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{_GROUP}: hydra-submitit-launcher is not installed; pip install 'mtl-rcnn[cluster]'")
     if shutil.which("sbatch") is None:
         raise ConfigError(f"{_GROUP}: there is no sbatch here; hand jobs in where SLURM is installed")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_swept(override: str) -> bool:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import Plan, Slot, check_world
 from mtl_rcnn.data.target import Record, Sample
-from mtl_rcnn.errors import DataError, MtlRcnnError, UnreadableImageError
+from mtl_rcnn.errors import DataError, LoaderError, MtlRcnnError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 10
 """Unreadable images in a row for one sample before training gives up: more is no accident."""
+
+
+_CRASH = "data.workers=0 loads in the main process and shows where it crashes"
+_ADVICE = {
+    "SIGKILL": "where memory runs out: fewer data.workers, or more memory for the job",
+    "SIGBUS": "where shared memory runs out: a larger /dev/shm (docker run --shm-size), or fewer data.workers",
+}
+"""What mostly is behind the signal that ended a worker."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,16 @@ class Exclusion:
 class Loader:
     """Iterates over batches (lists of samples), in order, whatever the number of workers.
 
+    While iterating it raises LoaderError if a worker process has ended, at most 5 s after a batch is waited for.
+
     Attributes:
         excluded: file name -> exclusion, for every image so far that could not be read (`data.on_error=skip`).
     """
 
-    def __init__(self, samples: TorchDataset, batches: Iterable[list[Slot]], workers: int) -> None:
+    def __init__(self, samples: _Samples, batches: Iterable[list[Slot]], workers: int) -> None:
         self.excluded: dict[str, Exclusion] = {}
-        self._batches = batches
+        self._samples, self._batches = samples, batches
+        samples.loading = multiprocessing.RawArray("q", 2 * workers)
         self._loader = DataLoader(
             samples,
             batch_sampler=batches,
@@ -57,10 +74,32 @@ class Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for results in self._loader:
+        for results in self._results():
             samples = [sample for result in results if (sample := self._open(result)) is not None]
             if samples:
                 yield samples
+
+    def _results(self) -> Iterator[list[_Result]]:
+        others = multiprocessing.active_children()
+        with _handler_of_children_kept():
+            results = iter(self._loader)
+        workers = [process for process in multiprocessing.active_children() if process not in others]
+        try:
+            yield from results
+        except RuntimeError as error:
+            ended = [worker for worker in workers if worker.exitcode]
+            if not ended:
+                raise
+            raise LoaderError("; ".join(map(self._last_words, ended))) from error
+
+    def _last_words(self, worker: BaseProcess) -> str:
+        noted = self._samples.loading
+        record = {noted[place]: noted[place + 1] for place in range(0, len(noted), 2)}.get(worker.pid)
+        doing = "" if record is None else f" while it loaded {_named(self._samples.records[record])}"
+        if worker.exitcode > 0:
+            return f"data.workers: a worker ended with status {worker.exitcode}{doing}"
+        name = signal.Signals(-worker.exitcode).name
+        return f"data.workers: a worker was killed by {name}{doing}; {_ADVICE.get(name, _CRASH)}"
 
     def _open(self, result: _Result) -> Sample | None:
         for exclusion in result.excluded:
@@ -130,11 +169,14 @@ class _Samples(TorchDataset):
         self.records = records
         self.mapper = mapper
         self.planner = planner
+        self.loading: Sequence[int] = ()
+        """Of each worker its process and the record it is at, in memory that it shares with the main process."""
 
     def __getitem__(self, slot: Slot) -> _Result:
         sample_index, record_index = slot
         excluded: list[Exclusion] = []
         for attempt in range(_MAX_ATTEMPTS):
+            self._note(record_index)
             record = self.records[record_index]
             try:
                 return _Result(self.mapper(record, sample_index, attempt), tuple(excluded))
@@ -152,13 +194,22 @@ class _Samples(TorchDataset):
         text = f"sample {sample_index}: {_MAX_ATTEMPTS} images in a row cannot be read, the last: {excluded[-1].reason}"
         return _Result(None, tuple(excluded), DataError(text))
 
+    def _note(self, record_index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            self.loading[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), record_index]
+
 
 def _bug(record: Record, error: Exception) -> RuntimeError:
     """An error that is not the user's: with its traceback, which would not survive the way out of the worker."""
     return RuntimeError(
-        f"while loading {record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']}): "
+        f"while loading {_named(record)}: "
         f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
     )
+
+
+def _named(record: Record) -> str:
+    return f"{record['file_name']} (dataset {record['dataset']!r}, image id {record['image_id']})"
 
 
 class _PlannedBatches:
@@ -175,6 +226,18 @@ class _PlannedBatches:
         while True:
             yield self.planner.rank_slice(index, self.rank, self.world)
             index += 1
+
+
+@contextmanager
+def _handler_of_children_kept() -> Iterator[None]:
+    """Torch's handler of SIGCHLD would raise a worker's end wherever the main thread is then: in an update of the
+    weights, in writing a file. Without it torch finds out when it waits for a batch."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _single_threaded(worker: int) -> None:

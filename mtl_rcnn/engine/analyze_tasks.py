@@ -28,8 +28,8 @@ from mtl_rcnn.balancing import WeightedSum
 from mtl_rcnn.data.loader import Loader
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import train_datasets, train_loader
-from mtl_rcnn.engine.distributed import Ranks, distributed
-from mtl_rcnn.engine.failures import fail_together
+from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.failures import joined
 from mtl_rcnn.engine.losses import faulty_parts, reduce_losses
 from mtl_rcnn.engine.progress import read_metrics
 from mtl_rcnn.engine.restore import Restored, restore
@@ -57,7 +57,7 @@ def analyze_tasks(cfg: DictConfig) -> list[Pair]:
         MtlRcnnError: a checkpoint or data that cannot be read; a network of one task; data that label no two tasks in
             any batch; a loss that is not finite.
     """
-    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
+    with joined(cfg) as ranks:
         setup_logging(None, ranks)
         repeatable(ranks.device)
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)

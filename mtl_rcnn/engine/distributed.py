@@ -21,12 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtl_rcnn.engine.cluster import find_place
+from mtl_rcnn.engine.cluster import Place, find_place
 from mtl_rcnn.errors import ConfigError, TrainingError
 
 __all__ = [
     "Ranks",
     "all_reduce_sum",
+    "attempt",
     "barrier",
     "broadcast_object",
     "distributed",
@@ -95,14 +96,21 @@ def init(device: str = "auto", cluster: str = "local", timeout_s: float = 600.0)
         torch.cuda.set_device(ranks.device)
     if ranks.world > 1:
         os.environ.update(MASTER_ADDR=str(place.address), MASTER_PORT=str(place.port))
+        timeout = timedelta(seconds=timeout_s)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            timeout=timedelta(seconds=timeout_s),
+            store=_meeting_place(place, timeout),
+            timeout=timeout,
             rank=ranks.rank,
             world_size=ranks.world,
             device_id=ranks.device if on_gpu else None,
         )
     return ranks
+
+
+def attempt() -> int:
+    """How often torchrun has restarted the ranks. Its store outlives them, so that each attempt needs its own keys."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_main() -> bool:
@@ -153,6 +161,20 @@ def share_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def _meeting_place(place: Place, timeout: timedelta) -> dist.Store:
+    """The store of torchrun's agent or, without one, of rank 0.
+
+    What torch itself makes of MASTER_ADDR and MASTER_PORT would find, after a restart, the addresses of processes of
+    the last attempt (torch 2.14: "connectFullMesh failed", connection refused).
+    """
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    first = place.rank == 0 and not served
+    store = dist.TCPStore(
+        str(place.address), int(place.port or 0), place.world, first, timeout=timeout, multi_tenant=first
+    )
+    return dist.PrefixStore(f"attempt_{attempt()}", store)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

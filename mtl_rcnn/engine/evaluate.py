@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from mtl_rcnn.config.keys import nearest
 from mtl_rcnn.engine.build import build_targets
 from mtl_rcnn.engine.data import build_views, evaluation_sets, val_datasets
-from mtl_rcnn.engine.distributed import Ranks, distributed
-from mtl_rcnn.engine.failures import fail_together
+from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.failures import joined
 from mtl_rcnn.engine.inspection import Inspection
 from mtl_rcnn.engine.restore import Restored, restore
 from mtl_rcnn.engine.run import setup_logging
@@ -34,7 +34,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Metric]:
         MtlRcnnError: a checkpoint, data set or results file that cannot be read; a task or a class the network does
             not have.
     """
-    with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
+    with joined(cfg) as ranks:
         setup_logging(None, ranks)
         restored = restore(cfg.run, ranks.device, cfg.checkpoint)
         _adapt(restored.cfg, cfg)

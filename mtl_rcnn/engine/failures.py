@@ -1,13 +1,14 @@
 """How all ranks end when one of them fails, is killed, is stopped, or no longer answers.
 
-with distributed("auto", "slurm") as ranks, fail_together(ranks):
-    train(ranks)
+    with joined(cfg) as ranks:
+        train(cfg, ranks)
+
+What only somebody beside a rank can see is the part of `guard`.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,17 +19,27 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch.distributed as dist
+from omegaconf import DictConfig
 
-from mtl_rcnn.engine.distributed import Ranks, barrier
+from mtl_rcnn.engine.distributed import Ranks, attempt, barrier, distributed
 from mtl_rcnn.engine.guard import Post, start_guard
+from mtl_rcnn.engine.run import leave_in_log
 from mtl_rcnn.errors import MtlRcnnError
 
-__all__ = ["fail_together", "is_lost_connection"]
+__all__ = ["fail_together", "is_lost_connection", "joined"]
 
 _POLL_SECONDS = 0.5
 _CAUSE_SECONDS = 4.0
 """So long a rank that lost its connections waits for the message of why; guards look once a second."""
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe")
+
+
+@contextmanager
+def joined(cfg: DictConfig) -> Iterator[Ranks]:
+    """`distributed` and `fail_together` as the `device` and `cluster` of a tool's configuration say."""
+    node = cfg.cluster
+    with distributed(cfg.device, node.kind, node.timeout_s) as ranks, fail_together(ranks, node.heartbeat_s):
+        yield ranks
 
 
 @contextmanager
@@ -42,8 +53,7 @@ def fail_together(ranks: Ranks, heartbeat_s: float | None = 15.0) -> Iterator[No
     looks into the store twice a second and ends its process too, even one that waits in a collective; one process per
     machine repeats the message. The first failure counts: broken connections that follow from it are not reported.
 
-    A rank that ends because of another first raises SIGQUIT in itself if something handles it: the log of that rank
-    then holds where it was (`run.setup_logging`).
+    The log of every rank then holds the message, and where the rank was.
 
     With one process nothing is watched, and an exception simply passes through.
 
@@ -82,8 +92,7 @@ class _Monitor:
             os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
-            # torchrun's store outlives a restart of the ranks, so that each attempt needs its own keys.
-            f"mtl_rcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+            f"mtl_rcnn/{attempt()}",
         )
         self.store = self.post.connect()
         self.stopped = threading.Event()
@@ -110,6 +119,7 @@ class _Monitor:
             if not isinstance(error, MtlRcnnError | KeyboardInterrupt):
                 traceback.print_exception(error)
             print(message, file=sys.stderr)
+            _leave_in_log(message)
             time.sleep(3 * _POLL_SECONDS)  # the others read the message; rank 0's end may take the store away
         else:
             self._repeat(first)
@@ -127,7 +137,6 @@ class _Monitor:
             failure = self._look()
             if failure is not None:
                 self._repeat(failure)
-                _leave_stack()
                 self._exit(1)
 
     def _look(self) -> str | None:
@@ -142,6 +151,7 @@ class _Monitor:
             return f"lost the connection to {place}: the process of rank 0 or its launcher has ended, or was killed"
 
     def _repeat(self, message: str) -> None:
+        _leave_in_log(message)
         if self.ranks.local_rank == 0:
             print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr)
 
@@ -164,7 +174,8 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _leave_stack() -> None:
-    """Where this process was, in its log, if the log was set up for it: no handler of Python's own, but one of C."""
-    if signal.getsignal(signal.SIGQUIT) is None:
-        signal.raise_signal(signal.SIGQUIT)
+def _leave_in_log(message: str) -> None:
+    """`leave_in_log`, for which nobody waits longer than a second: the disk may be what hangs."""
+    writer = threading.Thread(target=leave_in_log, args=(message,), daemon=True)
+    writer.start()
+    writer.join(1)

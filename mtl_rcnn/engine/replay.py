@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def save_replay(
         },
         path,
     )
+
+
+def part_of(error: BaseException, model: MultiTaskRCNN) -> str | None:
+    """The task, or the trunk, in whose code an error arose: the innermost one of its traceback. None if there is none,
+    as in most of the backward pass."""
+    owners = {id(module): name for name, part in model.parts().items() for module in part.modules()}
+    seen = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((owners[number] for number in reversed(seen) if number in owners), None)
 
 
 def replay(path: Path) -> tuple[MultiTaskRCNN, list[Sample]]:

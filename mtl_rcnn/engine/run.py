@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.metadata
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -69,7 +71,10 @@ def repeatable(device: torch.device) -> None:
 
 
 def setup_logging(folder: Path | None, ranks: Ranks) -> None:
-    """Rank 0 logs to the terminal and `log.txt`, every other rank to its own file; warnings of any rank are kept."""
+    """Rank 0 logs to the terminal and `log.txt`, every other rank to its own file; warnings of any rank are kept.
+
+    SIGQUIT has a process write into its file where each of its threads is, and go on; a crash of machine code does too.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         if getattr(handler, "mtl_rcnn", False):
@@ -78,7 +83,7 @@ def setup_logging(folder: Path | None, ranks: Ranks) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if ranks.is_main else []
     if folder is not None:
         name = "log.txt" if ranks.is_main else f"log_rank_{ranks.rank}.txt"
-        handlers.append(logging.FileHandler(folder / name, encoding="utf-8"))
+        handlers.append(_RankLog(folder / name, encoding="utf-8"))
     for handler in handlers:
         handler.mtl_rcnn = True
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
@@ -87,6 +92,14 @@ def setup_logging(folder: Path | None, ranks: Ranks) -> None:
     logging.getLogger("mtl_rcnn").setLevel(logging.INFO)
     # It would print a traceback of errors whose text is enough; the others come with theirs anyway.
     logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
+
+
+def leave_in_log(message: str) -> None:
+    """Writes a message and where each thread is into this rank's file, not to the terminal."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _RankLog):
+            print(f"{message}\n", file=handler.stream, flush=True)
+            faulthandler.dump_traceback(handler.stream)
 
 
 def versions() -> dict[str, str]:
@@ -107,6 +120,25 @@ def redacted(environ: Mapping[str, str]) -> dict[str, str]:
         name: _REDACTED if _SECRET_NAME.search(name) else _SECRET_VALUE.sub(_REDACTED, value)
         for name, value in sorted(environ.items())
     }
+
+
+class _RankLog(logging.FileHandler):
+    """The log file of a rank, which also takes the stacks of its threads."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        super().__init__(path, encoding=encoding)
+        self.of_crashes = not faulthandler.is_enabled()
+        if self.of_crashes:
+            faulthandler.enable(self.stream)
+        if hasattr(faulthandler, "register"):  # not on Windows
+            faulthandler.register(signal.SIGQUIT, self.stream)
+
+    def close(self) -> None:
+        if hasattr(faulthandler, "unregister"):
+            faulthandler.unregister(signal.SIGQUIT)
+        if self.of_crashes:
+            faulthandler.disable()
+        super().close()
 
 
 def _host(ranks: Ranks) -> dict[str, str | int]:

@@ -30,10 +30,10 @@ from mtl_rcnn.engine.data import (
     train_loader,
     val_datasets,
 )
-from mtl_rcnn.engine.distributed import Ranks, broadcast_object, distributed
+from mtl_rcnn.engine.distributed import Ranks, broadcast_object
 from mtl_rcnn.engine.early_stop import EarlyStop
 from mtl_rcnn.engine.ema import WeightAverage
-from mtl_rcnn.engine.failures import fail_together
+from mtl_rcnn.engine.failures import joined
 from mtl_rcnn.engine.freeze import cache_features, freeze
 from mtl_rcnn.engine.hooks import AnalysisHook, CheckpointHook, EvaluationHook, WriteHook
 from mtl_rcnn.engine.on_the_way import evaluate_on_the_way, final_report
@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> Outcome:
         Preempted: told to stop; a checkpoint is written.
     """
     with stop_requests(cfg.preemption.repeat_s) as told:
-        with distributed(cfg.device, cfg.cluster.kind) as ranks, fail_together(ranks):
+        with joined(cfg) as ranks:
             cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
             outcome = _train(cfg, ranks, told)
         if outcome is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.distributed import Ranks
 from mtl_rcnn.engine.ema import WeightAverage
+from mtl_rcnn.engine.failures import is_lost_connection
 from mtl_rcnn.engine.losses import ReducedLosses, faulty_parts, reduce_losses
-from mtl_rcnn.engine.replay import save_replay
+from mtl_rcnn.engine.replay import part_of, save_replay
 from mtl_rcnn.engine.schedule import LrSchedule, clip_gradients
 from mtl_rcnn.engine.stopwatch import Stopwatch
 from mtl_rcnn.engine.task_analysis import Observation, TaskAnalysis, observed
 from mtl_rcnn.engine.task_schedule import TaskSchedule
-from mtl_rcnn.errors import TrainingError
+from mtl_rcnn.errors import MtlRcnnError, StepError, TrainingError
 from mtl_rcnn.modeling.meta_arch import Losses
 from mtl_rcnn.modeling.resting import unchanged_buffers
 
+_NOT_FINITE = " (lower solver.lr or set solver.clip_gradients if no image is at fault)"
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -122,7 +124,8 @@ class Trainer(TrainerBase):
         self.balancer.scale(factors)
         self._resting = frozenset(task for task, factor in factors.items() if factor == 0)
         self.optimizer.zero_grad(set_to_none=True)
-        reduced, logs = self._backward(samples)
+        with self._described(samples):
+            reduced, logs = self._backward(samples)
         self._leave_resting_as_they_are()
         norm = self._update()
         self.balancer.step()
@@ -239,7 +242,22 @@ class Trainer(TrainerBase):
         except FloatingPointError as error:
             # Proposals that are not finite stop this rank before the losses: the others learn of it through
             # `fail_together`.
-            raise TrainingError(self._describe_failure(samples, str(error))) from error
+            raise TrainingError(self._describe_failure(samples, str(error), _NOT_FINITE)) from error
+
+    @contextmanager
+    def _described(self, samples: list[Sample]) -> Iterator[None]:
+        """An error that nobody foresaw, such as memory that is out or a fault in a task's code, becomes a `StepError`
+        that says where it arose and with which images."""
+        try:
+            yield
+        except MtlRcnnError:
+            raise
+        except Exception as error:
+            if is_lost_connection(error):
+                raise
+            part = part_of(error, self.network)
+            fault = f"{type(error).__name__}: {error}" + (f" (in {part})" if part else "")
+            raise StepError(self._describe_failure(samples, fault)) from error
 
     def _fail(self, parts: list[list[Sample]], sums: list[Losses]) -> None:
         """Ends the run on every rank with one text that names the faulty ranks, losses and images."""
@@ -247,24 +265,24 @@ class Trainer(TrainerBase):
         for samples, faults in zip(parts, map(faulty_parts, sums)):
             if faults and not texts[0]:
                 fault = ", ".join(f"loss {name} is {value}" for name, value in faults.items())
-                texts = [self._describe_failure(samples, fault)]
+                texts = [self._describe_failure(samples, fault, _NOT_FINITE)]
         if self.ranks.world > 1:
             gathered: list[Any] = [None] * self.ranks.world
             dist.all_gather_object(gathered, texts[0])
             texts = [text for text in gathered if text]
         raise TrainingError(" | ".join(texts))
 
-    def _describe_failure(self, samples: Sequence[Sample], fault: str) -> str:
+    def _describe_failure(self, samples: Sequence[Sample], fault: str, advice: str = "") -> str:
         folder, config, label_space = self.failure
         path = folder / f"iteration_{self.iter:07d}_rank_{self.ranks.rank}.pt"
-        save_replay(path, self.network, samples, self.iter, config, label_space)
+        try:
+            save_replay(path, self.network, samples, self.iter, config, label_space)
+            again = f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
+        except (OSError, RuntimeError) as error:  # the fault itself is the news
+            again = f"the step cannot be saved to {path} ({str(error).splitlines()[0]})"
         images = ", ".join(f"{sample['dataset']}/{sample['image_id']}" for sample in samples)
-        return (
-            f"iteration {self.iter}, rank {self.ranks.rank}: {fault}; images: {images}; lr "
-            f"{self.schedule.at(self.iter):.3g} "
-            f"(lower solver.lr or set solver.clip_gradients if no image is at fault); "
-            f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
-        )
+        rate = f"lr {self.schedule.at(self.iter):.3g}"
+        return f"iteration {self.iter}, rank {self.ranks.rank}: {fault}; images: {images}; {rate}{advice}; {again}"
 
 
 class _EndedEarly(BaseException):

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mtl_rcnn.data.target import GivenBoxes, Prediction, Record, Sample
-from mtl_rcnn.errors import DataError
+from mtl_rcnn.errors import DataError, MtlRcnnError, StepError
 from mtl_rcnn.evaluation.evaluator import Evaluator, Metric, Row, Scored
 from mtl_rcnn.evaluation.progress import Progress
 from mtl_rcnn.evaluation.results import write_metrics, write_predictions
@@ -139,11 +139,12 @@ def _predict(
             if None in indices:
                 image_id = batch[indices.index(None)]["image_id"]
                 raise DataError(f"dataset '{name}': the loader gave image {image_id!r}, which is not in it")
-            if on_truth:
-                looked_at = [_with_truth(records[index]) for index in indices]
-                found, described = model.predict_with_given(batch, [given for _, given in looked_at])
-            else:
-                found = model(batch)
+            with _described(batch, name):
+                if on_truth:
+                    looked_at = [_with_truth(records[index]) for index in indices]
+                    found, described = model.predict_with_given(batch, [given for _, given in looked_at])
+                else:
+                    found = model(batch)
             for place, (index, prediction) in enumerate(zip(indices, found, strict=True)):
                 record, on_cpu = records[index], _to_cpu(prediction)
                 rows = {task: evaluator.rows(record, on_cpu) for task, evaluator in evaluators.items()}
@@ -154,6 +155,18 @@ def _predict(
                             rows[task] = [*rows[task], *evaluator.truth_rows(record, annotations, of_truth)]
                 yield index, rows
             progress.advance(len(batch))
+
+
+@contextmanager
+def _described(batch: Sequence[Sample], dataset: str) -> Iterator[None]:
+    """Says of an error that nobody foresaw with which images it came."""
+    try:
+        yield
+    except MtlRcnnError:
+        raise
+    except Exception as error:
+        images = ", ".join(repr(sample["image_id"]) for sample in batch)
+        raise StepError(f"evaluating dataset {dataset!r}: {type(error).__name__}: {error}; images: {images}") from error
 
 
 def _with_truth(record: Record) -> tuple[list[Mapping[str, Any]], GivenBoxes]:

@@ -39,6 +39,8 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         (["cluster=slrm"], "no cluster 'slrm'; did you mean 'slurm'"),
         (["cluster.nodes=2"], "no key 'cluster.nodes'"),
         (["cluster=slurm", "cluster.kind=mpi"], "cluster.kind=mpi: expected local or slurm"),
+        (["cluster.timeout_s=0"], "cluster.timeout_s=0: expected a number of seconds above 0"),
+        (["cluster.heartbeat_s=soon"], "cluster.heartbeat_s=soon: expected null or a number of seconds above 0"),
         (["cluster=slurm", "cluster.nodes=0"], "cluster.nodes=0: expected a whole number of at least 1"),
         (
             ["cluster=slurm", "cluster.gpus_per_node=many"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from detectron2.structures import Boxes
@@ -68,6 +70,19 @@ class FaultyTarget(_StandIn, ImageTarget):
             raise KeyError("forgotten")
         if record["image_id"] == self.image_id:
             raise DataError(f"{record['file_name']}, image {record['image_id']}: a fault")
+        return torch.zeros(1)
+
+
+class DeadlyTarget(_StandIn, ImageTarget):
+    """Ends the process at one image, as a decoder that crashes or memory that is out does."""
+
+    def __init__(self, name: str, label_space: LabelSpace, image_id: int, signal: int) -> None:
+        super().__init__(name, label_space)
+        self.image_id, self.signal = image_id, signal
+
+    def load(self, record, geometry):
+        if record["image_id"] == self.image_id:
+            os.kill(os.getpid(), self.signal)
         return torch.zeros(1)
 
 

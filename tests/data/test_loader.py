@@ -6,13 +6,14 @@ import gc
 import itertools
 import logging
 import multiprocessing
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import transforms as T
-from standin_targets import FaultyTarget, standin_targets
+from standin_targets import DeadlyTarget, FaultyTarget, standin_targets
 from toy import Toy
 
 from mtl_rcnn.data.catalog import build_datasets
@@ -21,7 +22,7 @@ from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.data.loader import Loader, build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
-from mtl_rcnn.errors import ConfigError, DataError, UnreadableImageError
+from mtl_rcnn.errors import ConfigError, DataError, LoaderError, UnreadableImageError
 
 
 class _Setup:
@@ -110,6 +111,26 @@ def test_bug_in_a_target_names_the_image(toy: Toy, workers: int):
     with pytest.raises(RuntimeError, match=r"13\.png \(dataset 'toy', image id 13\): KeyError: 'forgotten'") as raised:
         _take(setup.train(workers=workers), 6)
     assert "standin_targets.py" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL while it loaded .*; where memory runs out"),
+        (signal.SIGBUS, "was killed by SIGBUS while it loaded .*; where shared memory runs out: a larger /dev/shm"),
+        (signal.SIGSEGV, "was killed by SIGSEGV while it loaded .*; data.workers=0 loads in the main process"),
+    ],
+)
+def test_a_worker_that_dies_names_its_image(toy: Toy, number: int, said: str):
+    """And only when a batch is waited for: not in the middle of an update or of writing a file."""
+    space = LabelSpace(({"name": "x"},))
+    setup = _Setup(toy, batch_size=1, targets={"deadly": DeadlyTarget("deadly", space, image_id=13, signal=number)})
+    batches = iter(setup.train(workers=2))
+    assert next(batches)[0]["image_id"] != 13
+    time.sleep(2)
+    with pytest.raises(LoaderError, match=said) as raised:
+        list(itertools.islice(batches, 10))
+    assert f"{toy.images}/13.png (dataset 'toy', image id 13)" in str(raised.value)
 
 
 def test_workers_end_soon_after_an_error(toy: Toy):

@@ -8,9 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from ranks import run_ranks, start_ranks
+
+from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.run import leave_in_log, setup_logging
 
 HOST = socket.gethostname()
 
@@ -152,6 +157,19 @@ def test_a_job_that_is_stopped_as_a_whole_goes_on() -> None:
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs == ["done\n", "done\n"]
+
+
+def test_sigquit_writes_stacks_into_the_log(tmp_path: Path) -> None:
+    ranks = Ranks(1, 2, 1, torch.device("cpu"))
+    setup_logging(tmp_path, ranks)
+    try:
+        os.kill(os.getpid(), signal.SIGQUIT)
+        leave_in_log("error on rank 0: as told")
+    finally:
+        setup_logging(None, ranks)
+    log = (tmp_path / "log_rank_1.txt").read_text()
+    assert log.count("in test_sigquit_writes_stacks_into_the_log") == 2
+    assert "error on rank 0: as told" in log
 
 
 def test_torchrun_sets_the_ranks() -> None:
