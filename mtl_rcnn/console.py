@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 @config.main("export")
 def export_model(cfg: DictConfig) -> None:
-    """Exports a trained network to TorchScript (`configs/export.yaml`)."""
+    """Exports a trained network to TorchScript or ONNX, or its weights alone (`configs/export.yaml`)."""
     from mtl_rcnn.export.export import export_checkpoint
 
     export_checkpoint(cfg)

@@ -25,6 +25,7 @@ from bad_input_plants import (
     edit,
     entry,
     evaluate_unknown,
+    exported,
     flip_checkpoint,
     folder,
     folders,
@@ -39,6 +40,7 @@ from bad_input_plants import (
     nothing,
     raw,
     read_folders,
+    restore_weights,
     saved,
     skip_in_evaluation,
     skip_missing,
@@ -51,6 +53,7 @@ from bad_input_plants import (
     words,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from toy import Toy
 from whole_load import load_everything
 
@@ -91,6 +94,7 @@ _unreadable = partial(Case, NO_IMAGE, error=UnreadableImageError)
 _config = partial(Case, CONFIG, spoil=nothing, error=ConfigError)
 _attributes = partial(Case, ATTRIBUTES)
 _checkpoint = partial(Case, CHECKPOINT, run=load_checkpoint, error=CheckpointError)
+_weights = partial(Case, CHECKPOINT, run=restore_weights, error=CheckpointError)
 _pseudo = partial(Case, PSEUDO, spoil=nothing, error=ConfigError)
 _mixture = partial(Case, MIXTURE, spoil=nothing, error=ConfigError)
 
@@ -198,6 +202,10 @@ CASES = [
     _config("a value that was left open", "network has no value", run=lambda toy: compose("predict", ["input=x"])),
     _config("a number out of range", "solver.lr=-1: expected a number above 0", run=type_("solver.lr=-1")),
     _config("a word for a number", "solver.max_iter=many: expected a whole number", run=type_("solver.max_iter=many")),
+    _config("weights alone to resume from", "this one holds weights alone, which start a run as checkpoint.weights",
+            run=type_("checkpoint.resume=model.safetensors")),
+    _config("a method of export that does not exist", "export.method=tflite: expected trace or script or onnx or",
+            run=lambda toy: compose("export", ["run=x", "export.method=tflite"])),
     _config("a frozen part that does not exist", "solver.freeze: the network has no part 'trnk'; did you mean 'trunk'?",
             run=type_("solver.freeze=[trnk]")),
     _config("a factor of the learning rate whose name's dots were taken apart", "a name with dots stands in braces",
@@ -254,6 +262,13 @@ CASES = [
                 lambda toy: saved(toy, model=Evil(toy.root / "was_run"))),
     _checkpoint("a file of somebody else's", "model.pth",
                 lambda toy: torch.save({"w": torch.ones(2)}, toy.root / "model.pth")),
+    _weights("weights alone, truncated", "not a readable safetensors file, truncated", exported(lambda b: b[:-9])),
+    _weights("weights alone, a flipped bit in a tensor", "damaged (its checksum is wrong)",
+             exported(lambda b: b[:-1] + b"!")),
+    _weights("weights alone, of a later format", "has format 9, this version of mtl_rcnn reads 1",
+             exported(lambda b: b.replace(rb'format\": 1', rb'format\": 9'))),
+    _weights("somebody else's safetensors file for a network", "its metadata has no 'mtl_rcnn'",
+             lambda toy: save_file({"w": torch.ones(2)}, toy.root / "model.safetensors")),
     # Mixtures
     _mixture("a method that does not exist", "data.mixing.method=equal: expected null, proportional,",
              run=mix("data.mixing.method=equal")),

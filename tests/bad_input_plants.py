@@ -23,9 +23,11 @@ from mtl_rcnn.data.loader import build_eval_loader, build_train_loader
 from mtl_rcnn.data.mapper import Mapper
 from mtl_rcnn.data.planner import BatchPlanner
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import model_file
 from mtl_rcnn.engine.balance import build_balancer
 from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.checkpoint import KEYS
+from mtl_rcnn.engine.restore import restore
 
 # Ways to plant
 
@@ -245,6 +247,11 @@ def load_checkpoint(toy: Toy) -> None:
     checkpoints.load(toy.root / "model.pth")
 
 
+def restore_weights(toy: Toy) -> None:
+    """Rebuilds a network from a file of its weights alone."""
+    restore(toy.root / "model.safetensors")
+
+
 class Excluded(Exception):
     """Carries a count out of a case that ends without an error."""
 
@@ -263,6 +270,17 @@ def saved(toy: Toy, **parts: Any) -> Path:
     path = toy.root / "model.pth"
     torch.save({**dict.fromkeys(KEYS), "format": 1, "model": {}, **parts}, path)
     return path
+
+
+def exported(change: Callable[[bytes], bytes]) -> Callable[[Toy], None]:
+    """Writes weights alone, and changes the file's bytes."""
+
+    def spoil(toy: Toy) -> None:
+        path = toy.root / "model.safetensors"
+        model_file.save(path, {"w": torch.ones(1000)}, dict.fromkeys(model_file.DESCRIPTION))
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
 
 
 def flip_checkpoint(toy: Toy) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl_rcnn.data.label_space import LabelSpace
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import model_file
 from mtl_rcnn.engine.build import build_model
 from mtl_rcnn.engine.checkpoint import Checkpointer
 from mtl_rcnn.engine.weights import load_weights
@@ -22,7 +23,7 @@ class Restored:
     """A trained network.
 
     Attributes:
-        path: the checkpoint.
+        path: the checkpoint, or the file of its weights alone.
         cfg: the configuration it was trained with.
         label_space: its classes.
         model: in evaluation mode; the average of its weights if the run kept one (`solver.ema`).
@@ -39,10 +40,10 @@ class Restored:
 
 
 def restore(source: str | Path, device: torch.device | str = "cpu", which: str = "last") -> Restored:
-    """Rebuilds the network of a checkpoint file, or of a run's directory.
+    """Rebuilds the network of a checkpoint file, of a file of its weights alone, or of a run's directory.
 
     Args:
-        source: a `.pth` file, or the directory of a run.
+        source: a `.pth` file, a `.safetensors` file that this project exported, or the directory of a run.
         device: where the network goes.
         which: "last" or "best" checkpoint of a directory.
 
@@ -50,7 +51,7 @@ def restore(source: str | Path, device: torch.device | str = "cpu", which: str =
         CheckpointError: no such checkpoint, or one that cannot be read.
     """
     path = _choose(Path(source), which)
-    state = checkpoints.load(path)
+    state = model_file.load(path) if path.suffix == model_file.SUFFIX else checkpoints.load(path)
     cfg = OmegaConf.create(state["config"])
     label_space = LabelSpace.from_state(state["label_space"])
     model = build_model(cfg, label_space)
@@ -65,5 +66,7 @@ def _choose(source: Path, which: str) -> Path:
         return source / "model_best.pth"
     latest = Checkpointer(source, keep=1).latest()
     if latest is None:
-        raise CheckpointError(f"{source}: no checkpoint in this directory; name a run's output_dir or a .pth file")
+        raise CheckpointError(
+            f"{source}: no checkpoint in this directory; name a run's output_dir, a .pth or a .safetensors file"
+        )
     return latest

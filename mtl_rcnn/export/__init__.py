@@ -1,2 +1,2 @@
 """Export: one traced file per network, a manifest that explains it, and a certificate that it computes what the
-network does."""
+network does; or its weights alone."""

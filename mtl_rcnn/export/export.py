@@ -15,11 +15,15 @@ from mtl_rcnn.errors import ConfigError
 from mtl_rcnn.evaluation.results import read_thresholds
 from mtl_rcnn.export.onnx_file import export_onnx
 from mtl_rcnn.export.torchscript import export_torchscript
+from mtl_rcnn.export.weights_file import NAME, export_weights
 from mtl_rcnn.modeling.inference import chosen_tasks
 
 
 def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     """Exports, certifies and writes the network of `cfg.run`; returns the manifest. Prints the certificate.
+
+    Weights alone (`export.method=safetensors`) are copied rather than compiled: there is nothing to certify, and what
+    the file says of them is returned.
 
     Raises:
         MtlRcnnError: the checkpoint or its evaluation set cannot be read, or the certificate fails.
@@ -27,10 +31,15 @@ def export_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     restored = restore(cfg.run, "cpu", cfg.checkpoint)
     tasks = None if cfg.export.tasks is None else list(cfg.export.tasks)
     folder = Path(cfg.output_dir) if cfg.output_dir else restored.path.parent
+    config = _config_of(restored, tasks)
+    if cfg.export.method == "safetensors":
+        told = export_weights(restored, folder, config, tasks)
+        print(f"wrote {NAME} in {folder}")
+        return told
     origin = {
         "checkpoint": {"file": restored.path.name, "iteration": restored.iteration},
         "versions": versions(),
-        "config": _config_of(restored, tasks),
+        "config": config,
         "score_thresholds": score_thresholds(restored),
     }
     images = _images(restored, cfg.certificate.images)

@@ -55,11 +55,11 @@ def load_network(
     tasks: Sequence[str] | None = None,
     tta: Mapping[str, Any] | None = None,
 ) -> Network:
-    """The network of a checkpoint, a run's directory, or an exported `model.ts`.
+    """The network of a checkpoint, a run's directory, or an exported `model.ts` or `model.safetensors`.
 
     Args:
-        source: a checkpoint file; a run's directory, of which the last checkpoint is taken; a `model.ts`, or a folder
-            that holds one and no checkpoint; or what `engine.restore` gave.
+        source: a checkpoint file or its `model.safetensors`; a run's directory, of which the last checkpoint is taken;
+            a `model.ts`, or a folder that holds one and no checkpoint; or what `engine.restore` gave.
         device: "auto", "cpu", "cuda" or "cuda:1"; a restored network stays where it is.
         tasks: names of the tasks that are wanted, None for all; a detector stays where a chosen task needs it.
         tta: test-time augmentation, any of `scales`, `max_size` and `flip` as in `configs/predict.yaml`; needs a

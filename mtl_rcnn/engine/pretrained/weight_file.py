@@ -12,11 +12,10 @@ import numpy as np
 import timm
 import torch
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mtl_rcnn.engine import checkpoint as checkpoints
+from mtl_rcnn.engine import model_file
 from mtl_rcnn.engine.pretrained.safe_pickle import load_pickle
 from mtl_rcnn.errors import CheckpointError
 
@@ -51,7 +50,7 @@ class WeightFile:
         caffe2: the names are those of Caffe2's Detectron.
         partial_names: the names lack their beginning (`stem.conv1.weight`), as Detectron2's converted backbones do.
         expects: what the source is known to expect of the configuration.
-        own: the whole checkpoint if this project wrote it, else None.
+        own: the whole checkpoint, or what `model_file.load` gives, if this project wrote it; else None.
     """
 
     source: str
@@ -82,7 +81,7 @@ def read_weight_file(source: str) -> WeightFile:
     if path.suffix == ".pkl":
         return _from_pickle(source, path.name, load_pickle(path))
     if path.suffix == ".safetensors":
-        return WeightFile(source, _read_safetensors(path), path.name)
+        return _from_safetensors(source, path)
     return _from_torch(source, path)
 
 
@@ -138,11 +137,10 @@ def _from_pickle(source: str, file_name: str, content: Any) -> WeightFile:
     return WeightFile(source, _tensors(source, arrays), file_name, caffe2=True, partial_names=True)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+def _from_safetensors(source: str, path: Path) -> WeightFile:
+    if model_file.describes_itself(path):
+        return _own(source, path, model_file.load(path))
+    return WeightFile(source, model_file.read_tensors(path), path.name)
 
 
 def _from_torch(source: str, path: Path) -> WeightFile:
@@ -151,8 +149,7 @@ def _from_torch(source: str, path: Path) -> WeightFile:
     except Exception as error:  # a damaged pickle or archive can fail in any way
         raise CheckpointError(_why_unreadable(source, path, error)) from error
     if isinstance(content, Mapping) and "format" in content and "model" in content:
-        own = checkpoints.load(path)
-        return WeightFile(source, checkpoints.trained_weights(own), path.name, expects=_of_run(own["config"]), own=own)
+        return _own(source, path, checkpoints.load(path))
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -160,6 +157,10 @@ def _from_torch(source: str, path: Path) -> WeightFile:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source}: holds a {type(content).__name__}, expected a state dict (tensors by name)")
     return WeightFile(source, _without_wrapper(_tensors(source, content)), path.name)
+
+
+def _own(source: str, path: Path, own: Mapping[str, Any]) -> WeightFile:
+    return WeightFile(source, checkpoints.trained_weights(own), path.name, expects=_of_run(own["config"]), own=own)
 
 
 def _of_run(config: Mapping[str, Any]) -> Expectations:
