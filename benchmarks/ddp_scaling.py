@@ -1,6 +1,6 @@
 """How training scales over the processes of one machine, and what a step spends on communication.
 
-    python benchmarks/ddp_scaling.py --ranks 1 2 4 --batch 2 --iterations 30 --turns 3
+    python benchmarks/ddp_scaling.py --ranks 1 2 4 --batch 2 --iterations 40 --turns 3
     python benchmarks/ddp_scaling.py experiment=shapes data.root=datasets/shape_scenes model.backbone.width=64
 
 `Trainer` under DDP (gloo, CPU), one thread and one core per process; data is generated unless `data.root` is given.
@@ -8,8 +8,8 @@ Weak scaling: each process has `--batch` images. Strong scaling: all together ha
 processes has in weak scaling. Efficiency is time with one process over time with n, in strong scaling over n times it;
 processes that share caches and memory compute more slowly than one alone, which the column "computing" shows.
 
-Four loops of the same network take turns, one step each on the same batch (read once: reading does not count), after a
-barrier: this project's and Detectron2's `SimpleTrainer`, and each of them once more without DDP and without any
+Four loops of the same network take turns, one step each on the same batch (read once: reading does not count), each
+after a barrier: this project's and Detectron2's `SimpleTrainer`, and each of them once more without DDP and without any
 collective. The rate is so low that all weights stay equal. Of a step, which lasts until the last rank is done,
 
 - computing is what a silent step takes, the mean of the ranks;
@@ -33,6 +33,7 @@ import argparse
 import copy
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--scaling", nargs="+", choices=("weak", "strong"), default=["weak", "strong"])
     parser.add_argument("--batch", type=int, default=2, help="images of each process in weak scaling")
-    parser.add_argument("--iterations", type=int, default=30, help="steps of each loop in a turn")
+    parser.add_argument("--iterations", type=int, default=40, help="steps of each loop in a turn")
     parser.add_argument("--turns", type=int, default=3, help="starts of every number of processes")
     parser.add_argument("--model", help="of configs/model, in place of the experiment's")
     parser.add_argument("--json", type=Path, help="file to write")
@@ -297,11 +298,11 @@ def timed(steps: dict[tuple[str, bool], Step], iterations: int) -> dict[tuple[st
     """(loop, silent) -> for each iteration and rank the seconds until each place where a silent rank would have met the
     others, and until the end of the step.
 
-    The loops follow each other in one order, then in the other.
+    The order in which the loops follow each other is drawn anew for each iteration, the same on every rank.
     """
     own: dict[tuple[str, bool], list[list[float]]] = {key: [] for key in steps}
     for iteration in range(-WARM_UP, iterations):
-        for key in list(steps)[:: 1 if iteration % 2 else -1]:
+        for key in random.Random(iteration).sample(list(steps), len(steps)):
             barrier()
             with silence() if key[1] else nullcontext([]) as met:
                 begin = time.perf_counter()
@@ -397,7 +398,7 @@ def scaling_rows(kind: str, runs: Sequence[Run], found: dict[Run, list[Any]]) ->
                 "processes": run[0],
                 "images of each": run[1],
                 "images/s": f"{statistics.median(speed[OURS]):.2f}",
-                "of the turns": f"{min(speed[OURS]):.2f} to {max(speed[OURS]):.2f}",
+                "turns from, to": f"{min(speed[OURS]):.2f} to {max(speed[OURS]):.2f}",
                 "speed-up": f"{gained[OURS]:.2f}",
                 "efficiency": f"{gained[OURS] / more:.0%}",
                 f"{PEER}, images/s": f"{statistics.median(speed[PEER]):.2f}",
