@@ -20,8 +20,8 @@ collective. The rate is so low that all weights stay equal. Of a step, which las
   Detectron2 leaves out. What hides behind computing is not in it.
 
 With one process the last two are 0 but for the noise of measuring. Each is the median over the steps, then over the
-turns, so that they add up only nearly; in each turn all processes are started anew. This project's loop measures and
-clips the gradient's norm, Detectron2's does neither.
+turns, so that they add up only nearly; in each turn all processes are started anew. Where the configuration clips
+gradients, both loops do: this one that of the whole network, Detectron2's, as it does, that of each parameter.
 
 Beside them stands what summing the gradients alone takes, in buckets of DDP's size, and what tools/plan.py reckons for
 it with links measured as docs/plan.md says: a large all-reduce for the bandwidth, a small one for the latency.
@@ -49,8 +49,10 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
@@ -275,6 +277,9 @@ def peer(cfg: DictConfig, model: MultiTaskRCNN, batches: list[list[Sample]], sil
     optimizer = build_optimizer(model, cfg.solver)
     for group in optimizer.param_groups:
         group["lr"] = LR
+    limit = cfg.solver.clip_gradients
+    clip = {"ENABLED": limit is not None, "CLIP_TYPE": "norm", "CLIP_VALUE": limit, "NORM_TYPE": 2.0}
+    optimizer = maybe_add_gradient_clipping(CfgNode({"SOLVER": {"CLIP_GRADIENTS": clip}}), optimizer)
     network = LossMeans(model)
     network = network if silent else create_ddp_model(network, broadcast_buffers=False, device_ids=None)
     trainer = SimpleTrainer(network, cycle(batches), optimizer)
