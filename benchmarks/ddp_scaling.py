@@ -89,6 +89,29 @@ OURS, PEER = "mtl-rcnn", "Detectron2's loop"
 
 def main() -> None:
     """Measures and prints two tables."""
+    arguments = parse()
+    if arguments.rank_with:
+        be_rank(arguments.overrides, arguments.rank_with, arguments.iterations)
+        return
+    ranks = sorted(set(arguments.ranks))
+    scalings = {kind: runs_of(kind, ranks, arguments.batch) for kind in arguments.scaling}
+    with tempfile.TemporaryDirectory() as folder:
+        if not any(override.startswith("data.root=") for override in arguments.overrides):
+            write_shape_scenes(Path(folder, "scenes"), BATCHES * arguments.batch * ranks[-1], 1, progress=False)
+            arguments.overrides.append(f"data.root={folder}/scenes")
+        check(arguments.overrides)
+        found = measure(sorted({run for runs in scalings.values() for run in runs}), arguments)
+    print(conditions(arguments, found))
+    print(table([row for kind, runs in scalings.items() for row in scaling_rows(kind, runs, found)]))
+    print()
+    print(table([row for run in sorted(found) for row in part_rows(run, found[run])]))
+    if arguments.json:
+        turns = [{"processes": run[0], "images of each": run[1], "turns": found[run]} for run in sorted(found)]
+        arguments.json.write_text(json.dumps(turns, indent=2), encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """The command line; `overrides` complete but for the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="of the training configuration; default experiment=shapes")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
@@ -100,32 +123,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--rank-with", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    overrides = [*(arguments.overrides or ["experiment=shapes"])]
-    overrides += [f"model={arguments.model}"] if arguments.model else []
-    if arguments.rank_with:
-        be_rank(overrides, arguments.rank_with, arguments.iterations)
-        return
-    ranks = sorted(set(arguments.ranks))
-    scalings = {kind: runs_of(kind, ranks, arguments.batch) for kind in arguments.scaling}
-    with tempfile.TemporaryDirectory() as folder:
-        if not any(override.startswith("data.root=") for override in overrides):
-            write_shape_scenes(Path(folder, "scenes"), BATCHES * arguments.batch * ranks[-1], 1, progress=False)
-            overrides.append(f"data.root={folder}/scenes")
-        check(overrides)
-        found = measure(sorted({run for runs in scalings.values() for run in runs}), overrides, arguments)
-    rows = {kind: scaling_rows(kind, runs, found) for kind, runs in scalings.items()}
-    parts = [row for run in sorted(found) for row in part_rows(run, found[run])]
-    print(conditions(overrides, arguments, found))
-    print(
-        tabulate(
-            [row for kind in rows.values() for row in kind], headers="keys", tablefmt="github", disable_numparse=True
-        )
-    )
-    print()
-    print(tabulate(parts, headers="keys", tablefmt="github", disable_numparse=True))
-    if arguments.json:
-        turns = [{"processes": run[0], "images of each": run[1], "turns": found[run]} for run in sorted(found)]
-        arguments.json.write_text(json.dumps(turns, indent=2), encoding="utf-8")
+    arguments.overrides = arguments.overrides or ["experiment=shapes"]
+    if arguments.model:
+        arguments.overrides.append(f"model={arguments.model}")
+    return arguments
 
 
 def runs_of(kind: str, ranks: Sequence[int], batch: int) -> list[Run]:
@@ -134,7 +135,7 @@ def runs_of(kind: str, ranks: Sequence[int], batch: int) -> list[Run]:
         return [(number, batch) for number in ranks]
     whole = batch * ranks[-1]
     if any(whole % number for number in ranks):
-        raise SystemExit(f"strong scaling: {whole} images (--batch x the most processes) for each of {ranks} processes")
+        raise SystemExit(f"strong scaling: {whole} images (--batch times {ranks[-1]}) must divide by each of {ranks}")
     return [(number, whole // number) for number in ranks]
 
 
@@ -145,23 +146,24 @@ def check(overrides: Sequence[str]) -> None:
         raise SystemExit("Detectron2's loop computes in float32, whole batches: leave precision and accumulate alone")
 
 
-def conditions(overrides: Sequence[str], arguments: argparse.Namespace, found: dict[Run, list[Any]]) -> str:
+def conditions(arguments: argparse.Namespace, found: dict[Run, list[Any]]) -> str:
     """What a reader of the tables should know."""
     cores, most = len(os.sched_getaffinity(0)), max(run[0] for run in found)
     gradients = next(iter(found.values()))[0]["gradient_bytes"]
     shared = "" if most <= cores else f" FEWER THAN {most}: processes shared cores, and the figures say little."
+    chosen = " ".join(override for override in arguments.overrides if not override.startswith("data.root="))
     return (
-        f"{' '.join(o for o in overrides if not o.startswith('data.root='))}, gradients of {gradients / 1e6:.1f} MB, "
+        f"{chosen}, gradients of {gradients / 1e6:.1f} MB, "
         f"{arguments.turns} x {arguments.iterations} steps, torch {torch.__version__}, gloo, {cores} cores.{shared}\n"
     )
 
 
-def measure(runs: Sequence[Run], overrides: Sequence[str], arguments: argparse.Namespace) -> dict[Run, list[Any]]:
+def measure(runs: Sequence[Run], arguments: argparse.Namespace) -> dict[Run, list[Any]]:
     """What rank 0 told in each turn of each run."""
     found: dict[Run, list[Any]] = {run: [] for run in runs}
     for turn in range(arguments.turns):
         for run in runs:
-            found[run].append(start(run, overrides, arguments.iterations))
+            found[run].append(start(run, arguments.overrides, arguments.iterations))
             step = found[run][-1][OURS]["step"]
             told = f"turn {turn + 1} of {arguments.turns}: {run[0]} x {run[1]} images, {step:.3f} s a step"
             print(told, file=sys.stderr, flush=True)
@@ -388,6 +390,11 @@ def _all_reduce(sizes: Sequence[int], repeats: int = 10) -> float:
 
 
 # Tables
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, numbers as they were written."""
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def scaling_rows(kind: str, runs: Sequence[Run], found: dict[Run, list[Any]]) -> list[dict[str, Any]]:
