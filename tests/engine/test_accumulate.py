@@ -4,6 +4,8 @@ once per step."""
 from __future__ import annotations
 
 import copy
+import json
+import math
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from accumulate_worker import batches_of, make_trainer, network
 from ddp_worker import PATTERNS
-from ranks import ROOT, run_ranks
+from ranks import ROOT, fork_ranks, run_ranks
 from tiny import LABEL_SPACE, make_sample, need_tasks, tiny_config, tiny_model
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.data.planner import check_world
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model
-from mtl_rcnn.engine.distributed import Ranks
+from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
 from mtl_rcnn.engine.trainer import split, unchanged_buffers
 from mtl_rcnn.errors import ConfigError, TrainingError
 
@@ -61,6 +63,52 @@ def test_gradients_are_communicated_once_per_step(pattern: str, results: dict[st
     once, cut = (results[f"world2_rank0_accumulate{number}"][pattern]["buckets"] for number in (1, 2))
     assert len(once) >= 2  # two steps
     assert len(cut) == len(once)
+
+
+WIDE = "model.backbone.width=32"
+"""Of a trunk that fills more than one of DDP's buckets."""
+
+
+def test_collectives_of_a_step_depend_neither_on_micro_batches_nor_on_the_number_of_tasks(tmp_path: Path) -> None:
+    """As the profiler sees them: two broadcasts of the buffers (of floats and of integers), one reduction of all
+    losses, and one of each of DDP's buckets, which hold every gradient once."""
+    need_tasks("detection", "mask", "keypoint")
+    tasks, path = ["detection", "mask", "keypoint"], tmp_path / "found.json"
+
+    def rank() -> None:
+        with distributed("cpu", timeout_s=100) as ranks, fail_together(ranks):
+            found = [_collectives(tasks, number, ranks) for number in (1, 2, 4)]
+            found.append(_collectives(tasks[:1], 1, ranks))
+            if ranks.is_main:
+                path.write_text(json.dumps(found))
+
+    assert fork_ranks(rank, 2) == [0, 0]
+    whole, in_two, in_four, one_task = json.loads(path.read_text())
+    model = tiny_model(tasks, WIDE)
+    names, sizes = zip(*whole)
+    assert names == ("broadcast", "broadcast", *["all_reduce"] * len(names[2:]))
+    assert sum(sizes[:2]) == sum(buffer.numel() for buffer in model.buffers())
+    assert sizes[2] == 2 * len(model.loss_names()) + len(tasks) + 2 + 1  # sums, counts, images, faults of ranks, stop
+    assert len(sizes[3:]) >= 2
+    assert sum(sizes[3:]) == sum(parameter.numel() for parameter in model.parameters())
+    assert in_two == in_four == whole
+    assert [name for name, _ in one_task] == list(names)
+
+
+def _collectives(tasks: list[str], accumulate: int, ranks: Ranks) -> list[tuple[str, int]]:
+    """Kind and number of elements of every collective of one step in order, on rank 0. Of the third step: DDP arranges
+    its buckets anew after the first."""
+    labelled = dict.fromkeys(tasks, True)
+    samples = [make_sample(4 * ranks.rank + index, (64, 96), 1, labelled=labelled) for index in range(4)]
+    trainer = make_trainer(tiny_model(tasks, WIDE), [samples] * 3, ranks, accumulate)
+    trainer.run_step()
+    trainer.run_step()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        trainer.run_step()
+    if not ranks.is_main:  # going through the events takes longer than the steps
+        return []
+    events = [event for event in profile.events() if event.name.startswith("gloo:")]
+    return [(event.name.removeprefix("gloo:"), math.prod(event.input_shapes[0])) for event in events]
 
 
 def test_validation_losses_do_not_depend_on_the_ranks(results: dict[str, dict[str, Any]]) -> None:
