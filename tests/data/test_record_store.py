@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +127,4 @@ def test_a_fault_that_one_rank_reads_ends_all(toy: Toy, tmp_path: Path) -> None:
     statuses, outputs, told = _told(toy, tmp_path)
     assert statuses == [2, 1], outputs
     assert not told
-    assert f"error on rank 0: {toy.boxes}" in outputs[0]
+    assert f"error on rank 0 ({socket.gethostname()}): {toy.boxes}" in outputs[0]
