@@ -160,7 +160,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.cache_features": ("null, ram, or a folder", lambda v: v is None or (isinstance(v, str) and v != "")),
     "balancing.at": _one_of("features", "parameters"),
     "checkpoint.keep": _POSITIVE_COUNT,
-    "checkpoint.keep_every": (f"null or {_POSITIVE_COUNT[0]}", lambda v: v is None or _POSITIVE_COUNT[1](v)),
+    "checkpoint.keep_every": (f"null or {_POSITIVE_LENGTH[0]}", lambda v: v is None or _POSITIVE_LENGTH[1](v)),
     "checkpoint.asynchronous": _BOOLEAN,
     "checkpoint.extend": _BOOLEAN,
     "preemption.requeue": _BOOLEAN,
