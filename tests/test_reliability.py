@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ranks import ROOT, fork_ranks, run_ranks
 from runs import assert_equal_runs
 from test_train import toy_config
+from tiny import NETWORK, TASKS, need_tasks
 from toy import Toy
 
 from mtl_rcnn.data.target import Sample
@@ -136,6 +138,35 @@ def test_a_full_disk_ends_both_ranks_and_with_room_the_run_goes_on(tmp_path: Pat
     assert ends["read-only"][0] == [2, 1]
     assert "output_dir=" in ends["read-only"][1]
     assert "cannot be written (Read-only file system); mend it, or choose another" in ends["read-only"][1]
+
+
+@pytest.mark.slow
+def test_torchrun_passes_on_the_signals_that_it_is_told_to(tmp_path: Path) -> None:
+    need_tasks("detection")
+    make = ["datasets/shape_scenes.py", "--out", str(tmp_path), "--train", "4", "--val", "1", "--size", "96x64"]
+    subprocess.run([sys.executable, *make], cwd=ROOT, check=True, capture_output=True, timeout=100)
+    rows, output = tmp_path / "run" / "metrics.jsonl", tmp_path / "output"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
+        *("tools/train_net.py", "data=shapes", f"data.root={tmp_path}", "data.val=[]", "data.workers=0", *NETWORK),
+        *(*TASKS["detection"], "device=cpu", "threads=1", f"output_dir={tmp_path / 'run'}", "report.enabled=false"),
+        *("solver.batch_size=2", "solver.max_iter=40", "solver.steps=[]", "solver.log_period=1"),
+        *("data.train_augment.resize.short_edge_length=[64]", "data.test_augment.resize.short_edge_length=64"),
+    ]
+    with output.open("w") as file:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        torchrun = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=environment)
+    try:
+        while not (rows.exists() and rows.stat().st_size):
+            assert torchrun.poll() is None, output.read_text()[-4000:]
+            time.sleep(0.1)
+        torchrun.send_signal(signal.SIGUSR1)
+        assert torchrun.wait(timeout=100) == 1, output.read_text()[-4000:]
+    finally:
+        torchrun.kill()
+    assert "stopped by SIGUSR1; the same command with output_dir=" in output.read_text()
+    assert 1 <= load(Checkpointer(tmp_path / "run", keep=1).latest())["iteration"] < 40
 
 
 def train_noting(cfg: DictConfig, notes: Path, told: int, when: int) -> None:

@@ -30,6 +30,8 @@ SUBMITIT = [
     *("cluster.tasks_per_node=1", "cluster.timeout_min=5"),
 ]
 SRUN = ["srun", "--nodes=2", "--ntasks=2"]
+LONG = ["solver.max_iter=18", "solver.log_period=1", "solver.eval_period=9"]
+"""Time enough to stop a run."""
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +50,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_command(scenes: Path, folder: Path, *more: str) -> list[str]:
-    """Trains a tiny network for three iterations, four images each."""
+def train_command(scenes: Path, folder: Path | None, *more: str) -> list[str]:
+    """Trains a tiny network for three iterations, four images each, into a folder or where it goes by default."""
     return [
-        *(sys.executable, "-W", "ignore", "tools/train_net.py", "data=shapes", f"data.root={scenes}", "data.workers=0"),
+        *(sys.executable, "-W", "ignore", str(ROOT / "tools" / "train_net.py")),
+        *("data=shapes", f"data.root={scenes}", "data.workers=0"),
         *(*NETWORK, *TASKS["detection"], "tasks.detection.score_thresh=0", "device=cpu", "threads=1"),
         *("solver.batch_size=4", "solver.max_iter=3", "solver.steps=[0.9]", "solver.warmup_iters=0", "solver.lr=0.01"),
         *("solver.eval_period=0", "solver.checkpoint_period=0", "report.enabled=false", "evaluation.samples=0"),
         *("data.train_augment.resize.short_edge_length=[64]", "data.test_augment.resize.short_edge_length=64"),
-        *(f"output_dir={folder}", f"hydra.sweep.dir={folder}_jobs", *more),
+        *([f"output_dir={folder}", f"hydra.sweep.dir={folder}_jobs"] if folder else []),
+        *more,
     ]
 
 
@@ -134,16 +138,25 @@ def test_a_sweep_over_tasks_and_balancing_is_four_jobs(cluster: dict[str, str], 
     assert len({str(choice) for choice in found}) == 4
 
 
+@pytest.fixture(scope="module")
+def whole(cluster: dict[str, str], scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    succeed([*SRUN, *train_command(scenes, folder, *LONG, "cluster=slurm")], cluster)
+    return folder
+
+
 def test_a_job_that_is_preempted_three_times_equals_the_uninterrupted_one(
-    cluster: dict[str, str], scenes: Path, tmp_path: Path
+    whole: Path, cluster: dict[str, str], scenes: Path, tmp_path: Path
 ) -> None:
-    """By `scancel --signal`, as SLURM itself does before it takes the nodes away; the job requeues itself."""
-    options = ["cluster=slurm", "solver.max_iter=18", "solver.log_period=1", "solver.eval_period=9"]
-    succeed([*SRUN, *train_command(scenes, tmp_path / "whole", *options)], cluster)
-    script, folder = tmp_path / "job.sh", tmp_path / "stopped"
-    script.write_text(f"#!/bin/bash\n{shlex.join([*SRUN, *train_command(scenes, folder, *options)])}\n")
+    """By `scancel --signal`, as SLURM itself does before it takes the nodes away; the job requeues itself, and finds
+    its run, of the second step of its script, in the default folder."""
+    script = tmp_path / "job.sh"
+    training = shlex.join([*SRUN, *train_command(scenes, None, *LONG, "cluster=slurm")])
+    script.write_text(f"#!/bin/bash\nsrun true\n{training}\n")
     submit = ["sbatch", "--parsable", "--requeue", "--nodes=2", "--ntasks=2", "--open-mode=append"]
-    job = succeed([*submit, f"--output={tmp_path}/out", str(script)], cluster).strip()
+    job = succeed([*submit, f"--chdir={tmp_path}", f"--output={tmp_path}/out", str(script)], cluster).strip()
+    folder = tmp_path / "outputs" / f"slurm_{job}_1"
     for stop in range(1, 4):
         _wait(lambda: _iterations(folder / "metrics.jsonl") >= 4 * stop, tmp_path / "out")  # noqa: B023
         succeed(["scancel", "--signal=USR1", job], cluster)
@@ -152,7 +165,29 @@ def test_a_job_that_is_preempted_three_times_equals_the_uninterrupted_one(
     said = (tmp_path / "out").read_text()
     assert said.count("stopped by SIGUSR1; the same command") == said.count(f"job {job} is requeued") == 3
     assert said.count("resuming from") == 3
-    assert_equal_runs(tmp_path / "whole", folder)
+    assert_equal_runs(whole, folder)
+    assert list((tmp_path / "outputs").iterdir()) == [folder]
+
+
+def test_a_job_of_submitit_goes_on_after_the_signal_that_submitit_asks_for(
+    whole: Path, cluster: dict[str, str], scenes: Path, tmp_path: Path
+) -> None:
+    """The requeued job runs the same call, and whoever handed it in waits for that one's end."""
+    folder, output = tmp_path / "run" / "0", tmp_path / "out"
+    command = train_command(scenes, tmp_path / "run", *LONG, *SUBMITIT, "cluster.nodes=2", "-m")
+    with output.open("w") as file:
+        waiting = subprocess.Popen(command, cwd=ROOT, env=cluster, stdout=file, stderr=file)
+    try:
+        _wait(lambda: _iterations(folder / "metrics.jsonl") >= 4, output)
+        job = succeed(["squeue", "--noheader", "--states=RUNNING", "--format=%i"], cluster).strip()
+        succeed(["scancel", "--signal=USR2", job], cluster)
+        assert waiting.wait(timeout=120) == 0, output.read_text()[-4000:]
+    finally:
+        waiting.kill()
+    said = (folder / "log.txt").read_text()
+    assert said.count("stopped by SIGUSR2; the same command") == said.count(f"job {job} is requeued") == 1
+    assert said.count("resuming from") == 1
+    assert_equal_runs(whole, folder)
 
 
 def _iterations(log: Path) -> int:

@@ -164,7 +164,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: not str(v).endswith(".safetensors"),
     ),
     "checkpoint.keep": _POSITIVE_COUNT,
-    "checkpoint.keep_every": (f"null or {_POSITIVE_COUNT[0]}", lambda v: v is None or _POSITIVE_COUNT[1](v)),
+    "checkpoint.keep_every": (f"null or {_POSITIVE_LENGTH[0]}", lambda v: v is None or _POSITIVE_LENGTH[1](v)),
     "checkpoint.asynchronous": _BOOLEAN,
     "checkpoint.extend": _BOOLEAN,
     "export.method": _one_of("trace", "script", "onnx", "safetensors"),

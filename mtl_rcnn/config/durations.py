@@ -21,7 +21,8 @@ def is_epochs(value: Any) -> bool:
 
 
 def in_iterations(cfg: DictConfig, images: float) -> DictConfig:
-    """A copy of a training configuration in which every length of the solver is a number of iterations.
+    """A copy of a training configuration in which every length of the solver, and `checkpoint.keep_every`, is a number
+    of iterations.
 
     Epochs are rounded up: "1ep" is the first iteration after which every image has been seen (none being repeated).
 
@@ -34,6 +35,7 @@ def in_iterations(cfg: DictConfig, images: float) -> DictConfig:
             value = copy.solver[key]
             plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             copy.solver[key] = _iterations(plain, images, copy.solver.batch_size)
+    copy.checkpoint.keep_every = _iterations(copy.checkpoint.keep_every, images, copy.solver.batch_size)
     return copy
 
 

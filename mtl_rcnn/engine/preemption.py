@@ -1,4 +1,4 @@
-"""Told to stop: a run that gets SIGTERM or SIGUSR1 finishes its iteration, writes a checkpoint and ends.
+"""Told to stop: a run that gets SIGTERM, SIGUSR1 or SIGUSR2 finishes its iteration, writes a checkpoint and ends.
 
 A handler only takes the signal down. That it came, to whichever rank, every rank learns in the step's own reduction of
 the losses, so that all of them end after the same iteration (docs/adr/0023); during an evaluation, between two batches.
@@ -8,13 +8,14 @@ The same command goes on where the run ended. SLURM's job is put back into the q
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,20 @@ from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.distributed import Ranks, all_reduce_sum
 from mtl_rcnn.evaluation.inference import EvaluationSet
 
-__all__ = ["SIGNALS", "EvaluationLeft", "Preempted", "StopRequest", "interruptible", "requeue", "stop_requests"]
+__all__ = [
+    "SIGNALS",
+    "EvaluationLeft",
+    "Preempted",
+    "StopRequest",
+    "interruptible",
+    "requeue",
+    "slurm_job",
+    "stop_requests",
+]
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Submitit asks SLURM for SIGUSR2. Its own handler requeues the job too, but at once, without a checkpoint."""
+
 _SCONTROL_SECONDS = 60
 _RUNNING = ("RUNNING", "SUSPENDED")
 
@@ -78,10 +90,11 @@ class StopRequest:
 
     def end(self, folder: Path, ranks: Ranks, requeued: bool) -> Preempted:
         """What every rank raises when the checkpoint is written. Rank 0 says so in one line and requeues SLURM's job if
-        `requeued` asks for it."""
+        `requeued` asks for it. No signal ends the process from here on: SLURM sends one to a job that it requeues."""
+        self.repeat_s = math.inf
         number = self.signal or signal.SIGTERM  # another rank's, of which this one knows no more
         if ranks.is_main:
-            job = os.environ.get("SLURM_JOB_ID")
+            job = slurm_job(os.environ)
             after = f"; {requeue(job)}" if requeued and job else ""
             told = number.name if self.signal else "a signal to another rank"
             logger.warning("stopped by %s; the same command with output_dir=%s goes on there%s", told, folder, after)
@@ -102,6 +115,13 @@ def stop_requests(repeat_s: float) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def slurm_job(environ: Mapping[str, str]) -> str | None:
+    """What `scontrol` knows this job by, None outside SLURM. A job of an array goes by its place: the number of one of
+    them is the array's too, and means them all."""
+    array, place = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{place}" if array and place else environ.get("SLURM_JOB_ID")
 
 
 def requeue(job: str) -> str:

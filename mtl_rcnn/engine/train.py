@@ -80,8 +80,10 @@ def train(cfg: DictConfig) -> Outcome:
         with joined(cfg) as ranks:
             cfg = broadcast_object(resolved(cfg))  # composed once: every rank has rank 0's run directory
             outcome = _train(cfg, ranks, told)
+            # In here: the ranks leave together, and a launcher may kill rank 0, which requeues, once another has ended.
+            end = None if outcome else told.end(Path(cfg.output_dir), ranks, cfg.preemption.requeue)
         if outcome is None:
-            raise told.end(Path(cfg.output_dir), ranks, cfg.preemption.requeue)
+            raise end
         return outcome
 
 

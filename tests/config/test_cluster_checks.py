@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,35 @@ def test_an_experiment_cannot_give_the_job_commands(slurm: None, tmp_path: Path)
     (tmp_path / "experiment" / "evil.yaml").write_text("# @package _global_\nhydra: {launcher: {teardown: [reboot]}}\n")
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.teardown"):
         submit(*SWEEP, "experiment=evil", config_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["cluster=slurm"], "outputs/slurm_77_1"),
+        (PYXIS, "outputs/slurm_77_1"),
+        (["cluster=slurm", "experiment=ours"], "of the experiment"),
+        (["cluster=slurm", "experiment=ours", "output_dir=mine"], "mine"),
+    ],
+)
+def test_a_requeued_job_finds_its_run_again(
+    overrides: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "ours.yaml").write_text("# @package _global_\noutput_dir: of the experiment\n")
+    words = ("data.root=unused", *overrides)
+    assert Composition("train", words, str(config_root()), str(tmp_path)).checked().output_dir == folder
+    alone = compose("train", ["data.root=unused"]).output_dir  # torchrun's variables do not tell one start from another
+    assert re.fullmatch(r"outputs/[\d-]{10}_[\d-]{8}", alone)
+
+
+def test_without_a_job_the_folder_is_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = compose("train", ["data.root=unused", "cluster=slurm"]).output_dir
+    assert re.fullmatch(r"outputs/slurm_[\d-]{10}_[\d-]{8}_0", folder)
 
 
 def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -22,8 +24,10 @@ UNUSED = {"warmup_iters": 0, "checkpoint_period": 0, "log_period": 1}
     ],
 )
 def test_epochs_become_iterations(images: int, batch: int, given: dict, expected: tuple) -> None:
-    cfg = OmegaConf.create({"solver": {"batch_size": batch, **UNUSED, **given}})
-    solver = in_iterations(cfg, images).solver
+    cfg = OmegaConf.create({"solver": {"batch_size": batch, **UNUSED, **given}, "checkpoint": {"keep_every": "0.5ep"}})
+    found = in_iterations(cfg, images)
+    assert found.checkpoint.keep_every == math.ceil(images / batch / 2)
+    solver = found.solver
     assert (solver.max_iter, list(solver.steps), solver.eval_period) == expected
     assert cfg.solver.max_iter == given["max_iter"]
 

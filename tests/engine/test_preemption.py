@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import fork_ranks
 from runs import assert_equal_runs
 from test_train import toy_config
 from toy import Toy
@@ -18,20 +19,23 @@ from toy import Toy
 from mtl_rcnn.engine import on_the_way
 from mtl_rcnn.engine.checkpoint import Checkpointer, load
 from mtl_rcnn.engine.distributed import Ranks
-from mtl_rcnn.engine.preemption import Preempted, StopRequest, requeue, stop_requests
+from mtl_rcnn.engine.preemption import SIGNALS, Preempted, StopRequest, requeue, slurm_job, stop_requests
 from mtl_rcnn.engine.train import train
 from mtl_rcnn.engine.trainer import Trainer
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 
-def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str = "RUNNING", status: int = 0) -> Path:
-    """Puts a `scontrol` first on the PATH that notes its arguments in the file that is returned."""
+def fake_scontrol(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, state: str = "RUNNING", status: int = 0, seconds: int = 0
+) -> Path:
+    """Puts a `scontrol` first on the PATH that notes its arguments, `seconds` later, in the file that is returned."""
     notes = folder / "arguments.txt"
     program = folder / "bin" / "scontrol"
     program.parent.mkdir()
     program.write_text(
-        f'#!/bin/sh\necho "$@" >> {notes}\n[ "$1" = show ] && echo "JobId=77 JobState={state} Reason=None"\n'
+        f'#!/bin/sh\nsleep {seconds}; echo "$@" >> {notes}\n'
+        f'[ "$1" = show ] && echo "JobId=77 JobState={state} Reason=None"\n'
         f'[ "$1" = requeue ] && echo "Job has already finished" >&2 && exit {status}\nexit 0\n'
     )
     program.chmod(0o755)
@@ -62,24 +66,36 @@ def test_a_run_that_is_told_to_stop_again_and_again_equals_the_uninterrupted_one
     notes = fake_scontrol(tmp_path, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     step, evaluate = Trainer.run_step, on_the_way.evaluate
-    at = {1: (1, False), 2: (2, True), 4: (4, True)}  # of a step, of the evaluations on the way and at the end
-    for where, (iteration, due) in at.items():
+    # In a step, in the evaluations on the way and at the end.
+    for number, where in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGUSR2, 4)):
         with monkeypatch.context() as patch:
             if where == 1:
-                patch.setattr(Trainer, "run_step", killing(signal.SIGTERM, step, lambda self: self.iter == 0))
+                patch.setattr(Trainer, "run_step", killing(number, step, lambda self: self.iter == 0))
             else:
                 is_there = lambda *_, iteration, **__: iteration == where  # noqa: B023, E731
-                patch.setattr(on_the_way, "evaluate", killing(signal.SIGUSR1, evaluate, is_there))
+                patch.setattr(on_the_way, "evaluate", killing(number, evaluate, is_there))
             with pytest.raises(Preempted) as end:
                 run("stopped")
-        assert end.value.code == 128 + (signal.SIGTERM if where == 1 else signal.SIGUSR1)
+        assert end.value.code == 128 + number
         state = load(Checkpointer(tmp_path / "stopped", keep=1).latest())
-        assert (state["iteration"], state["evaluation_due"]) == (iteration, due)
+        assert (state["iteration"], state["evaluation_due"]) == (where, where != 1)
     assert notes.read_text().splitlines() == ["show job -o 77", "requeue 77"] * 3
     assert "stopped by SIGTERM; the same command with output_dir=" in caplog.text
     assert caplog.text.count("job 77 is requeued") == 3
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert_equal_runs(whole, run("stopped"))
+
+
+def test_handlers_that_were_there_before_are_there_again() -> None:
+    ours = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}  # as submitit's
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        with stop_requests(repeat_s=60) as told:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert told.signal is signal.SIGUSR2
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def test_a_copy_of_the_signal_is_no_second_one() -> None:
@@ -99,6 +115,43 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
         os._exit(7)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+def test_no_signal_ends_the_process_while_slurm_is_asked_to_start_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = fake_scontrol(tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    child = os.fork()
+    if child == 0:
+        with stop_requests(repeat_s=0) as told:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            end = told.end(Path("run"), ALONE, requeued=True)
+            os.kill(os.getpid(), signal.SIGTERM)  # SLURM's, to a job that is requeued
+            os._exit(end.code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGUSR2
+    assert notes.read_text().splitlines()[-1] == "requeue 77"
+
+
+@pytest.mark.slow
+def test_no_rank_ends_before_slurm_was_asked_to_start_it_again(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that sees one end (srun --kill-on-bad-exit, torchrun) kills the others, rank 0 too."""
+    notes = fake_scontrol(tmp_path, monkeypatch, seconds=3)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    cfg = toy_config(toy, tmp_path / "run", "data.val=[]", tasks=("detection",))
+    step = Trainer.run_step
+    monkeypatch.setattr(Trainer, "run_step", killing(signal.SIGUSR2, step, lambda self: True))
+
+    def rank() -> None:
+        try:
+            train(cfg)
+        except Preempted:
+            assert "requeue 77" in notes.read_text()
+            raise
+
+    assert fork_ranks(rank, 2) == [128 + signal.SIGUSR2] * 2
 
 
 def test_a_process_of_the_loader_takes_no_notice() -> None:
@@ -125,6 +178,18 @@ def test_a_job_goes_back_into_the_queue_unless_it_was_cancelled(
     notes = fake_scontrol(tmp_path, monkeypatch, state, status)
     assert requeue("77") == said
     assert len(notes.read_text().splitlines()) == calls
+
+
+@pytest.mark.parametrize(
+    ("environ", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "77"}, "77"),
+        ({"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}, "77_3"),
+    ],
+)
+def test_a_job_of_an_array_is_requeued_alone(environ: dict[str, str], job: str | None) -> None:
+    assert slurm_job(environ) == job
 
 
 def test_without_scontrol_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
