@@ -65,7 +65,8 @@ from mtl_rcnn.data.target import Sample
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.data import train_datasets, train_loader
-from mtl_rcnn.engine.distributed import Ranks, barrier, distributed, fail_together, gather_objects
+from mtl_rcnn.engine.distributed import Ranks, barrier, distributed, gather_objects
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.forecast import BUCKET_BYTES, Links, all_reduce_seconds
 from mtl_rcnn.engine.schedule import LrSchedule, build_optimizer
 from mtl_rcnn.engine.stopwatch import Stopwatch

@@ -89,7 +89,15 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
             if name == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), folder)
         _wait(lambda: _idle(environment) == len(NODES), folder)
+        started.callback(_cancel_all, environment, folder)
         yield environment
+
+
+def _cancel_all(environment: dict[str, str], folder: Path) -> None:
+    """Jobs of a test that failed would outlive the daemons."""
+    subprocess.run(["scancel", "--me"], env=environment, capture_output=True, timeout=60, check=False)
+    jobs = ["squeue", "--noheader"]
+    _wait(lambda: not subprocess.run(jobs, env=environment, capture_output=True, timeout=60).stdout.strip(), folder)
 
 
 def _idle(environment: dict[str, str]) -> int:
@@ -103,7 +111,7 @@ def _wait(ready: Callable[[], bool], folder: Path, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(folder.glob("*.log")))
-        assert time.monotonic() < deadline, f"the SLURM cluster did not come up:\n{logs}"
+        assert time.monotonic() < deadline, f"the SLURM cluster did not come up, or end its jobs:\n{logs}"
         time.sleep(0.2)
 
 

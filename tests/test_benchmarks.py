@@ -23,7 +23,8 @@ from mtl_rcnn.config import compose
 from mtl_rcnn.data.shape_scenes import write_shape_scenes
 from mtl_rcnn.engine.build import build_model, build_targets
 from mtl_rcnn.engine.data import train_datasets, train_loader
-from mtl_rcnn.engine.distributed import distributed, fail_together, gather_objects
+from mtl_rcnn.engine.distributed import distributed, gather_objects
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.tasks.keypoint import read_schemas
 from tests.reference import copy_weights
 

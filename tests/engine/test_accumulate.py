@@ -23,7 +23,8 @@ from mtl_rcnn.balancing import Scalarizer
 from mtl_rcnn.data.planner import check_world
 from mtl_rcnn.engine.balance import build_balancer, share_gradients
 from mtl_rcnn.engine.build import build_model
-from mtl_rcnn.engine.distributed import Ranks, distributed, fail_together
+from mtl_rcnn.engine.distributed import Ranks, distributed
+from mtl_rcnn.engine.failures import fail_together
 from mtl_rcnn.engine.trainer import split, unchanged_buffers
 from mtl_rcnn.errors import ConfigError, TrainingError
 
