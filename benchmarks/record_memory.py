@@ -148,10 +148,8 @@ def run(loader: str, folder: Path, ranks: int, workers: int) -> tuple[int, list[
     try:
         told = [_told(process) for process in processes]
         found = [pid for process in processes for pid in _family(process.pid)]
-        if len(found) != ranks * (2 + workers):
-            raise RuntimeError(
-                f"{len(found)} processes found, expected {ranks} x (a rank, its guard, {workers} workers)"
-            )
+        if len(found) != ranks * (1 + workers):
+            raise RuntimeError(f"{len(found)} processes found, expected {ranks} x (1 + {workers})")
         total = sum(map(proportional_set_size, found))
         for process in processes:
             process.stdin.close()  # ends it

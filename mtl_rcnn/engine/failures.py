@@ -9,7 +9,6 @@ What only somebody beside a rank can see is the part of `guard`.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -21,8 +20,9 @@ from typing import NoReturn
 import torch.distributed as dist
 from omegaconf import DictConfig
 
-from mtl_rcnn.engine.distributed import Ranks, attempt, barrier, distributed
-from mtl_rcnn.engine.guard import Post, start_guard
+from mtl_rcnn.engine.cluster import Place, find_place
+from mtl_rcnn.engine.distributed import Ranks, barrier, distributed
+from mtl_rcnn.engine.guard import Guard, Post, guarded
 from mtl_rcnn.engine.run import leave_in_log
 from mtl_rcnn.errors import MtlRcnnError
 
@@ -38,12 +38,16 @@ _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "broke
 def joined(cfg: DictConfig) -> Iterator[Ranks]:
     """`distributed` and `fail_together` as the `device` and `cluster` of a tool's configuration say."""
     node = cfg.cluster
-    with distributed(cfg.device, node.kind, node.timeout_s) as ranks, fail_together(ranks, node.heartbeat_s):
+    with (
+        guarded(find_place(node.kind, os.environ), node.heartbeat_s) as guard,
+        distributed(cfg.device, node.kind, node.timeout_s) as ranks,
+        fail_together(ranks, guard),
+    ):
         yield ranks
 
 
 @contextmanager
-def fail_together(ranks: Ranks, heartbeat_s: float | None = 15.0) -> Iterator[None]:
+def fail_together(ranks: Ranks, guard: Guard | None = None) -> Iterator[None]:
     """A failure of one rank inside the block ends all ranks within 30 seconds. Every rank enters and leaves together.
 
     A rank in which an exception arises prints `error on rank R (HOST): ...` (with a traceback, unless it is an
@@ -59,12 +63,12 @@ def fail_together(ranks: Ranks, heartbeat_s: float | None = 15.0) -> Iterator[No
 
     Args:
         ranks: this process among all.
-        heartbeat_s: seconds for which a rank may be stopped, or (and 5 more) give no sign of life; None: for ever.
+        guard: of this process, made before the ranks met; None: nobody tells of a rank that is killed or stopped.
     """
     if ranks.world == 1:
         yield
         return
-    monitor = _Monitor(ranks, heartbeat_s)
+    monitor = _Monitor(ranks, guard)
     monitor.start()
     try:
         yield
@@ -84,22 +88,15 @@ def is_lost_connection(error: BaseException) -> bool:
 class _Monitor:
     """One rank's watch on the failures of the others."""
 
-    def __init__(self, ranks: Ranks, heartbeat_s: float | None) -> None:
-        self.ranks, self.heartbeat_s = ranks, heartbeat_s
-        self.post = Post(
-            ranks.rank,
-            ranks.world,
-            os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            f"mtl_rcnn/{attempt()}",
-        )
+    def __init__(self, ranks: Ranks, guard: Guard | None) -> None:
+        self.ranks, self.guard = ranks, guard
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self.post = Post.of(Place(ranks.rank, ranks.world, ranks.local_rank, address, port))
         self.store = self.post.connect()
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="fail_together", daemon=True)
 
     def start(self) -> None:
-        self.stop_guard = start_guard(self.post, self.heartbeat_s) if self.heartbeat_s else None
         self.thread.start()
 
     def stop(self) -> None:
@@ -156,9 +153,8 @@ class _Monitor:
             print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr)
 
     def _dismiss(self) -> None:
-        """Ends the guard: what it would tell from now on is no news."""
-        if self.stop_guard is not None:
-            self.stop_guard()
+        if self.guard is not None:
+            self.guard.dismiss()
 
     def _exit(self, status: int) -> NoReturn:
         """Ends the process now: an orderly end could wait for ranks that never come."""

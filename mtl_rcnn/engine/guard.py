@@ -2,19 +2,22 @@
 another machine no longer answers.
 
 It is a fork without the rank's files and sockets: neither a process that is stopped nor the interpreter's lock, which a
-rank may hold for a minute (reading JSON, scoring), keeps it from looking. It tells through the store where the ranks
-met, as `failures` does. Linux only; elsewhere there is none.
+rank may hold for a minute (reading JSON, scoring), keeps it from looking. It is made before the ranks meet: later, one
+of their threads might hold a lock that the fork would wait for in vain. It tells through the store where they meet,
+as `failures` does. Linux only; elsewhere there is none.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +25,10 @@ from typing import TextIO
 
 import torch.distributed as dist
 
-__all__ = ["Post", "start_guard"]
+from mtl_rcnn.engine.cluster import Place
+from mtl_rcnn.engine.distributed import attempt
+
+__all__ = ["Guard", "Post", "guarded"]
 
 BEAT_SECONDS = 1.0
 _MARGIN_SECONDS = 5.0
@@ -36,7 +42,7 @@ class Post:
 
     Attributes:
         rank, world, host: of this rank, among so many, on this machine.
-        address, port: of the store where the ranks met.
+        address, port: of the store where the ranks meet.
         prefix: of keys in the store.
         timeout_s: of one conversation with the store.
     """
@@ -48,6 +54,12 @@ class Post:
     port: int
     prefix: str
     timeout_s: float = 10.0
+
+    @staticmethod
+    def of(place: Place) -> Post:
+        """That of a process with a place among several."""
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        return Post(place.rank, place.world, host, str(place.address), int(place.port or 0), f"mtl_rcnn/{attempt()}")
 
     def connect(self) -> dist.TCPStore:
         """An own connection: that of the process group is locked while it waits for other ranks."""
@@ -72,31 +84,45 @@ class Post:
         return f"{self.prefix}/beat/{rank}"
 
 
-def start_guard(post: Post, limit_s: float) -> Callable[[], None] | None:
-    """Starts the guard of this process; returns what ends it, None where there is none.
+@contextmanager
+def guarded(place: Place, limit_s: float | None) -> Iterator[Guard | None]:
+    """A guard of this process while the block runs; None where there is none: one process, no limit, not Linux."""
+    if place.world == 1 or limit_s is None or sys.platform != "linux":
+        yield None
+        return
+    guard = Guard(Post.of(place), limit_s)
+    try:
+        yield guard
+    finally:
+        guard.dismiss()
 
-    The guard tells the other ranks, through `post`, when this process was killed or crashed; when it has been stopped
-    (SIGSTOP, SIGTSTP) for `limit_s`, which it then is killed for; and when another machine gave no sign of life for
-    `limit_s` and 5 s. Rank 0's guard looks at all ranks, the others at rank 0. Where all of a job is stopped and
+
+class Guard:
+    """Starts the guard of this process.
+
+    It tells the other ranks, through `post`, when this process was killed or crashed; when it has been stopped
+    (SIGSTOP, SIGTSTP) for `limit_s`, which it then is killed for; and when another machine gave no more sign of life
+    for `limit_s` and 5 s. Rank 0's guard looks at all ranks, the others at rank 0. Where all of a job is stopped and
     continued, as by `scontrol suspend`, time begins anew.
     """
-    if sys.platform != "linux":
-        return None
-    guarded = os.getpid()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads: the guard uses none of theirs
-        process = os.fork()
-    if process == 0:
-        try:
-            _Guard(post, guarded, limit_s, _let_go()).watch()
-        finally:
-            os._exit(0)
 
-    def stop() -> None:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+    def __init__(self, post: Post, limit_s: float) -> None:
+        guarded = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads: those that libraries keep
+            self.process: int | None = os.fork()
+        if self.process == 0:
+            try:
+                _Lookout(post, guarded, limit_s, _let_go()).watch()
+            finally:
+                os._exit(0)
 
-    return stop
+    def dismiss(self) -> None:
+        """Ends the guard: what it would tell from now on is no news."""
+        if self.process is not None:
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            self.process = None
 
 
 def _let_go() -> TextIO:
@@ -113,15 +139,15 @@ def _let_go() -> TextIO:
 
 
 @dataclass
-class _Guard:
+class _Lookout:
     post: Post
     guarded: int
     limit_s: float
     errors: TextIO
     store: dist.TCPStore | None = None
     stopped_since: float | None = None
-    answered: float = field(default_factory=time.monotonic)
-    """When the store last answered."""
+    answered: float | None = None
+    """When the store last answered; None before the ranks have met."""
     beats: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     """Of the ranks that are looked at: the last sign of life, and since when it has been the last."""
     silent: tuple[int, str] | None = None
@@ -150,30 +176,40 @@ class _Guard:
             if self.silent is not None:
                 self._tell(_error(*self.silent, self._silence()))
                 return
-            if conversation.is_alive() and now - self.answered > self.limit_s + _MARGIN_SECONDS:
+            late = self.answered is not None and now - self.answered > self.limit_s + _MARGIN_SECONDS
+            if late and conversation.is_alive():
                 self._tell(_error(0, self.post.address, self._silence()))
                 os.kill(self.guarded, signal.SIGKILL)  # it cannot learn of it in any other way
                 return
 
     def _converse(self) -> None:
         """Signs of life, given and read. Ends with the connection: the rank, which has one too, then ends itself."""
-        looked_at = [
-            rank for rank in (range(self.post.world) if self.post.rank == 0 else [0]) if rank != self.post.rank
-        ]
-        keys, known, number = [self.post.beat(rank) for rank in looked_at], False, 0
+        # Rank 0's guard looks at the others, and they at it. Who never gave a sign of life is not missed.
+        unheard, heard = set(range(1, self.post.world)) if self.post.rank == 0 else {0}, []
+        number = 0
+        self.store = self._meet()
         try:
-            self.store = self.post.connect()
-            while True:
+            while self.store is not None:
                 number += 1
                 if self.stopped_since is None:
                     self.store.set(self.post.beat(self.post.rank), f"{number} {self.post.host}")
-                known = known or self.store.check(keys)
-                found = self.store.multi_get(keys) if known else []
+                heard += [rank for rank in unheard if self.store.check([self.post.beat(rank)])]
+                unheard.difference_update(heard)
+                beats = self.store.multi_get([self.post.beat(rank) for rank in heard]) if heard else []
                 self.answered = time.monotonic()
-                self._note(dict(zip(looked_at, found)))
+                self._note(dict(zip(heard, beats)))
                 time.sleep(BEAT_SECONDS)
         except (RuntimeError, ConnectionError):
             return
+
+    def _meet(self) -> dist.TCPStore | None:
+        """The store, when it is there: ranks may wait for each other for minutes."""
+        while os.getppid() == self.guarded:
+            try:
+                return self.post.connect()
+            except (RuntimeError, ConnectionError):
+                time.sleep(BEAT_SECONDS)
+        return None
 
     def _note(self, found: dict[int, bytes]) -> None:
         now = time.monotonic()
@@ -184,7 +220,8 @@ class _Guard:
                 self.silent = (rank, beat.decode().partition(" ")[2])
 
     def _begin_anew(self, now: float) -> None:
-        self.stopped_since, self.answered, self.silent = None, now, None
+        self.stopped_since, self.silent = None, None
+        self.answered = self.answered and now
         self.beats = {rank: (beat, now) for rank, (beat, _) in self.beats.items()}
 
     def _silence(self) -> str:

@@ -22,11 +22,13 @@ HOST = socket.gethostname()
 _HEAD = """
 import ctypes, os, signal, sys, time
 import torch
+from omegaconf import OmegaConf
 from mtl_rcnn.engine import distributed as engine
-from mtl_rcnn.engine.failures import fail_together
+from mtl_rcnn.engine.failures import joined
 from mtl_rcnn.errors import TrainingError
 rank, how = int(sys.argv[1]), sys.argv[2]
-with engine.distributed("cpu", timeout_s=100) as ranks, fail_together(ranks, heartbeat_s=2):
+cluster = {"kind": "local", "timeout_s": 100, "heartbeat_s": 2}
+with joined(OmegaConf.create({"device": "cpu", "cluster": cluster})) as ranks:
     engine.barrier()
     before = time.monotonic()
 """
@@ -40,6 +42,7 @@ _FAILING = (
         if how == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
         if how == "machine":
+            time.sleep(4)  # until its guard has been heard
             for process in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
                 if open(f"/proc/{process}/stat").read().rpartition(")")[2].split()[1] == str(os.getpid()):
                     os.kill(process, signal.SIGSTOP)  # its guard
