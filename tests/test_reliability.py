@@ -19,7 +19,7 @@ import torch
 from fail_run import FAULTS, fail
 from kill_run import kill_until
 from omegaconf import DictConfig, OmegaConf, open_dict
-from ranks import ROOT, fork_ranks, run_ranks
+from ranks import ROOT, fork_ranks, run_ranks, start_forks
 from runs import assert_equal_runs
 from test_train import toy_config
 from tiny import NETWORK, TASKS, need_tasks
@@ -83,8 +83,8 @@ def test_a_fault_of_one_rank_ends_both_with_one_message(fault: str, tmp_path: Pa
             r"StepError: iteration 2, rank 1: ValueError: surprise \(in mask\); ",
         ),
         "an image deleted while training": (None, r".*13\.png \(dataset 'toy', image id 13\): no such image file"),
-        "a loader's worker killed": ([1, 2], r"data.workers: a worker was killed by SIGKILL while it loaded .*png \(d"),
-        "the rank killed": ([1, -signal.SIGKILL], r"its process was killed \(SIGKILL, as where memory runs out\)"),
+        "a loader's worker killed": ([1, 2], r"data.workers: a worker was killed by SIGKILL.*; where memory runs out"),
+        "the rank killed": ([1, -signal.SIGKILL], r"its process was killed \(by SIGKILL where memory runs out\)"),
         "the rank stopped": ([1, -signal.SIGKILL], r"its process has been stopped \(SIGSTOP\) for 3 s"),
     }[fault]
     assert end.statuses == statuses or (statuses is None and sorted(end.statuses) == [1, 2]), end.said
@@ -107,14 +107,23 @@ def test_a_step_that_nobody_foresaw_to_fail_can_be_seen_again(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_from_the_last_checkpoint(toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_restarts_from_the_last_checkpoint(nodes: int, toy: Toy, tmp_path: Path) -> None:
+    """With several nodes each has its own torchrun, which counts its own failures."""
     options = ["data.val=[]", "solver.max_iter=6", "solver.checkpoint_period=2"]
     whole, restarted = (toy_config(toy, tmp_path / name, *options, tasks=("detection",)) for name in ("whole", "again"))
     OmegaConf.save(restarted, tmp_path / "config.yaml")
-    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")]
-    ((status, said),) = run_ranks([*torchrun, str(ROOT / "tests/restart_worker.py"), str(tmp_path / "config.yaml")], 1)
-    assert status == 0, said
-    assert f"resuming from {tmp_path / 'again' / 'model_0000002.pth'} after iteration 2" in said
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = f"--rdzv-endpoint=127.0.0.1:{probe.getsockname()[1]}"
+    torchrun = [
+        *("-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={2 // nodes}", "--max-restarts=2"),
+        *("--rdzv-backend=c10d", meet, "--rdzv-id=test", "--local-addr=127.0.0.1"),
+    ]
+    command = [*torchrun, str(ROOT / "tests/restart_worker.py"), str(tmp_path / "config.yaml")]
+    statuses, outputs = zip(*run_ranks(command, nodes))
+    assert set(statuses) == {0}, outputs
+    assert "".join(outputs).count(f"resuming from {tmp_path / 'again' / 'model_0000002.pth'} after iteration 2") == 1
     assert fork_ranks(partial(train, whole), 2) == [0, 0]
     assert_equal_runs(tmp_path / "whole", tmp_path / "again")
 
@@ -167,6 +176,31 @@ def test_torchrun_passes_on_the_signals_that_it_is_told_to(tmp_path: Path) -> No
         torchrun.kill()
     assert "stopped by SIGUSR1; the same command with output_dir=" in output.read_text()
     assert 1 <= load(Checkpointer(tmp_path / "run", keep=1).latest())["iteration"] < 40
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_their_batches(toy: Toy, tmp_path: Path) -> None:
+    """As SLURM and torchrun send it: to the loader's workers too."""
+    options = ["data.val=[]", "data.workers=2", "solver.checkpoint_period=0", "solver.max_iter=50", "solver.steps=[]"]
+    cfg = toy_config(toy, tmp_path / "run", *options, tasks=("detection",))
+    ((rank,)) = start_forks(partial(train_told_as_a_group, cfg), 1, said=tmp_path)
+    rank.join(100)
+    assert rank.exitcode == 128 + signal.SIGTERM, (tmp_path / "0.txt").read_text()
+    assert load(Checkpointer(tmp_path / "run", keep=1).latest())["iteration"] == 3
+
+
+def train_told_as_a_group(cfg: DictConfig) -> None:
+    """A run whose process group gets SIGTERM in the third step, which then takes its time."""
+    os.setsid()
+    backward = Trainer._backward
+
+    def told(self: Trainer, samples: list[Sample]) -> Any:
+        if self.iter == 2:
+            os.killpg(0, signal.SIGTERM)
+            time.sleep(2)
+        return backward(self, samples)
+
+    Trainer._backward = told  # of this process, a fork
+    train(cfg)
 
 
 def train_noting(cfg: DictConfig, notes: Path, told: int, when: int) -> None:

@@ -37,7 +37,9 @@ def check_cluster(cfg: DictConfig) -> None:
             f"cluster.kind={node.kind}: expected local or slurm; choose with cluster=local or cluster=slurm"
         )
     for name in ("timeout_s", "heartbeat_s"):
-        value = node.get(name)
+        if name not in node:
+            raise ConfigError(f"cluster.{name} is not there: give it as configs/cluster/local.yaml does")
+        value = node[name]
         if not (value is None and name == "heartbeat_s") and not (_is_number(value) and value > 0):
             null = "null or " if name == "heartbeat_s" else ""
             raise ConfigError(f"cluster.{name}={value}: expected {null}a number of seconds above 0")

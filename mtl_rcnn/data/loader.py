@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, get_worker_info
@@ -28,6 +29,7 @@ _MAX_ATTEMPTS = 10
 """Unreadable images in a row for one sample before training gives up: more is no accident."""
 
 
+_IDLE = -1
 _CRASH = "data.workers=0 loads in the main process and shows where it crashes"
 _ADVICE = {
     "SIGKILL": "where memory runs out: fewer data.workers, or more memory for the job",
@@ -49,7 +51,7 @@ class Exclusion:
 class Loader:
     """Iterates over batches (lists of samples), in order, whatever the number of workers.
 
-    While iterating it raises LoaderError if a worker process has ended, at most 5 s after a batch is waited for.
+    While iterating it raises LoaderError when a batch is waited for and a worker process has ended.
 
     Attributes:
         excluded: file name -> exclusion, for every image so far that could not be read (`data.on_error=skip`).
@@ -64,7 +66,7 @@ class Loader:
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=list,
-            worker_init_fn=_single_threaded,
+            worker_init_fn=_set_up_worker,
             # DataLoader draws a seed for its workers, which nobody uses; not from the global generator, others do.
             generator=torch.Generator(),
         )
@@ -81,21 +83,26 @@ class Loader:
 
     def _results(self) -> Iterator[list[_Result]]:
         others = multiprocessing.active_children()
-        with _handler_of_children_kept():
+        with _children_handled_as_before():
             results = iter(self._loader)
         workers = [process for process in multiprocessing.active_children() if process not in others]
-        try:
-            yield from results
-        except RuntimeError as error:
-            ended = [worker for worker in workers if worker.exitcode]
-            if not ended:
-                raise
-            raise LoaderError("; ".join(map(self._last_words, ended))) from error
+        while True:
+            try:
+                with _workers_watched():
+                    batch = next(results, None)
+            except RuntimeError as error:
+                ended = [worker for worker in workers if worker.exitcode]
+                if not ended:
+                    raise
+                raise LoaderError("; ".join(map(self._last_words, ended))) from error
+            if batch is None:
+                return
+            yield batch
 
     def _last_words(self, worker: BaseProcess) -> str:
         noted = self._samples.loading
         record = {noted[place]: noted[place + 1] for place in range(0, len(noted), 2)}.get(worker.pid)
-        doing = "" if record is None else f" while it loaded {_named(self._samples.records[record])}"
+        doing = "" if record is None or record == _IDLE else f" while it loaded {_named(self._samples.records[record])}"
         if worker.exitcode > 0:
             return f"data.workers: a worker ended with status {worker.exitcode}{doing}"
         name = signal.Signals(-worker.exitcode).name
@@ -176,10 +183,10 @@ class _Samples(TorchDataset):
         sample_index, record_index = slot
         excluded: list[Exclusion] = []
         for attempt in range(_MAX_ATTEMPTS):
-            self._note(record_index)
             record = self.records[record_index]
             try:
-                return _Result(self.mapper(record, sample_index, attempt), tuple(excluded))
+                with self._noted(record_index):
+                    return _Result(self.mapper(record, sample_index, attempt), tuple(excluded))
             except UnreadableImageError as error:
                 if self.mapper.on_error != "skip":
                     return _Result(None, error=error)
@@ -194,10 +201,18 @@ class _Samples(TorchDataset):
         text = f"sample {sample_index}: {_MAX_ATTEMPTS} images in a row cannot be read, the last: {excluded[-1].reason}"
         return _Result(None, tuple(excluded), DataError(text))
 
-    def _note(self, record_index: int) -> None:
+    @contextmanager
+    def _noted(self, record_index: int) -> Iterator[None]:
         worker = get_worker_info()
-        if worker is not None:
-            self.loading[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), record_index]
+        if worker is None:
+            yield
+            return
+        place = 2 * worker.id
+        self.loading[place : place + 2] = [os.getpid(), record_index]
+        try:
+            yield
+        finally:
+            self.loading[place + 1] = _IDLE
 
 
 def _bug(record: Record, error: Exception) -> RuntimeError:
@@ -228,20 +243,50 @@ class _PlannedBatches:
             index += 1
 
 
+_of_torch: list[Any] = []
+"""Torch's handler of SIGCHLD, which it installs with its first workers and never again."""
+
+
 @contextmanager
-def _handler_of_children_kept() -> Iterator[None]:
-    """Torch's handler of SIGCHLD would raise a worker's end wherever the main thread is then: in an update of the
-    weights, in writing a file. Without it torch finds out when it waits for a batch."""
+def _children_handled_as_before() -> Iterator[None]:
+    """Torch's handler raises a worker's end wherever the main thread is: in an update of the weights, in writing a
+    file. It is taken out, and active only while a batch is waited for (`_workers_watched`)."""
     before = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        installed = signal.getsignal(signal.SIGCHLD)
+        if installed is not before:
+            _of_torch[:] = [installed]
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
-def _single_threaded(worker: int) -> None:
-    """OpenCV's own threads would fight with those of the other workers (torch already keeps to one)."""
+@contextmanager
+def _workers_watched() -> Iterator[None]:
+    """Without it a worker that died in the middle of handing over a batch would be waited for for ever."""
+    if not _of_torch or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, _of_torch[0])
+    try:
+        _of_torch[0](signal.SIGCHLD, None)  # raises if a worker has ended since the last batch
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _set_up_worker(worker: int) -> None:
+    """OpenCV's own threads would fight with those of the other workers (torch already keeps to one). SIGTERM is obeyed
+    from the main process alone: SLURM and torchrun send it to all processes of a run, which has batches to finish."""
     import cv2
 
     cv2.setNumThreads(0)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(main_process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (main_process, os.getpid()):
+        continue
+    os._exit(0)

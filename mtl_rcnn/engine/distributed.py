@@ -11,9 +11,12 @@ functions of the *local* rank excepted: they need Detectron2's own launcher; `Ra
 from __future__ import annotations
 
 import os
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -27,17 +30,18 @@ from mtl_rcnn.errors import ConfigError, TrainingError
 __all__ = [
     "Ranks",
     "all_reduce_sum",
-    "attempt",
     "barrier",
     "broadcast_object",
     "distributed",
     "gather_objects",
     "init",
     "is_main",
+    "key_of_attempt",
     "share_buffers",
     "world_size",
 ]
 
+_ANSWER_SECONDS = 0.05
 T = TypeVar("T")
 
 
@@ -50,12 +54,14 @@ class Ranks:
         world: number of processes on all machines.
         local_rank: index among this machine's processes.
         device: where this process computes.
+        attempt: name of this start of the ranks, which torchrun may restart; the same on all of them.
     """
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
+    attempt: str = "0"
 
     @property
     def is_main(self) -> bool:
@@ -97,20 +103,17 @@ def init(device: str = "auto", cluster: str = "local", timeout_s: float = 600.0)
     if ranks.world > 1:
         os.environ.update(MASTER_ADDR=str(place.address), MASTER_PORT=str(place.port))
         timeout = timedelta(seconds=timeout_s)
+        store, attempt = _meet(place, timeout)
+        ranks = replace(ranks, attempt=attempt)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_meeting_place(place, timeout),
+            store=store,
             timeout=timeout,
             rank=ranks.rank,
             world_size=ranks.world,
             device_id=ranks.device if on_gpu else None,
         )
     return ranks
-
-
-def attempt() -> int:
-    """How often torchrun has restarted the ranks. Its store outlives them, so that each attempt needs its own keys."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_main() -> bool:
@@ -163,18 +166,57 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _meeting_place(place: Place, timeout: timedelta) -> dist.Store:
-    """The store of torchrun's agent or, without one, of rank 0.
+def key_of_attempt(rank: int, process: int) -> str:
+    """Where the store says which attempt a process belongs to (`Ranks.attempt`), for the sake of its guard."""
+    return f"mtl_rcnn/attempt_of/{rank}/{socket.gethostname()}/{process}"
 
-    What torch itself makes of MASTER_ADDR and MASTER_PORT would find, after a restart, the addresses of processes of
-    the last attempt (torch 2.14: "connectFullMesh failed", connection refused).
+
+def _meet(place: Place, timeout: timedelta) -> tuple[dist.Store, str]:
+    """The store of torchrun's agent or, without one, of rank 0, and the name of this attempt.
+
+    An agent's store outlives the ranks that it restarts. What torch itself makes of MASTER_ADDR and MASTER_PORT would
+    find the addresses of processes of the last attempt in it (torch 2.14: "connectFullMesh failed", connection
+    refused), so that each attempt has its own keys.
     """
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     first = place.rank == 0 and not served
     store = dist.TCPStore(
-        str(place.address), int(place.port or 0), place.world, first, timeout=timeout, multi_tenant=first
+        str(place.address),
+        int(place.port or 0),
+        place.world,
+        first,
+        timeout=timeout,
+        wait_for_workers=not served,
+        multi_tenant=first,
     )
-    return dist.PrefixStore(f"attempt_{attempt()}", store)
+    attempt = _agree_on_attempt(store, place, timeout) if served else "0"
+    store.set(key_of_attempt(place.rank, os.getpid()), attempt)
+    return dist.PrefixStore(attempt, store), attempt
+
+
+def _agree_on_attempt(store: dist.Store, place: Place, timeout: timedelta) -> str:
+    """A name that rank 0 makes up, on all ranks.
+
+    The store may hold questions and answers of earlier attempts, whose processes have ended. No rank can tell by
+    TORCHELASTIC_RESTART_COUNT: each machine's agent counts its own failures. So every question has a name of its own,
+    and rank 0 answers whatever is asked until all ranks have understood.
+    """
+    mine = uuid.uuid4().hex
+    if place.rank > 0:
+        store.set(f"mtl_rcnn/asked/{place.rank}", mine)
+        attempt = store.get(f"mtl_rcnn/answer/{mine}").decode()  # waits for it
+        store.set(f"mtl_rcnn/understood/{attempt}/{place.rank}", "")
+        return attempt
+    waiting, until = set(range(1, place.world)), time.monotonic() + timeout.total_seconds()
+    while waiting:
+        if time.monotonic() > until:
+            missing = ", ".join(map(str, sorted(waiting)))
+            raise TrainingError(f"ranks {missing} have not come within {timeout.total_seconds():g} s")
+        for rank in [rank for rank in waiting if store.check([f"mtl_rcnn/asked/{rank}"])]:
+            store.set(f"mtl_rcnn/answer/{store.get(f'mtl_rcnn/asked/{rank}').decode()}", mine)
+        time.sleep(_ANSWER_SECONDS)
+        waiting = {rank for rank in waiting if not store.check([f"mtl_rcnn/understood/{mine}/{rank}"])}
+    return mine
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -8,14 +8,15 @@ What only somebody beside a rank can see is the part of `guard`.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -91,7 +92,7 @@ class _Monitor:
     def __init__(self, ranks: Ranks, guard: Guard | None) -> None:
         self.ranks, self.guard = ranks, guard
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.post = Post.of(Place(ranks.rank, ranks.world, ranks.local_rank, address, port))
+        self.post = Post.of(Place(ranks.rank, ranks.world, ranks.local_rank, address, port), ranks.attempt)
         self.store = self.post.connect()
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="fail_together", daemon=True)
@@ -106,21 +107,20 @@ class _Monitor:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Reports this rank's exception, unless it follows from an earlier failure, and ends the process."""
-        if is_lost_connection(error):
-            time.sleep(_CAUSE_SECONDS)  # the watch ends the process when it learns the cause
-        self.stopped.set()
-        self.thread.join()
-        message = self.post.error(_describe(error))
-        first = self._publish(message)
-        if first == message:
-            if not isinstance(error, MtlRcnnError | KeyboardInterrupt):
-                traceback.print_exception(error)
-            print(message, file=sys.stderr)
-            _leave_in_log(message)
-            time.sleep(3 * _POLL_SECONDS)  # the others read the message; rank 0's end may take the store away
-        else:
-            self._repeat(first)
-        self._exit(2 if isinstance(error, MtlRcnnError) else 1)
+        try:
+            if is_lost_connection(error):
+                time.sleep(_CAUSE_SECONDS)  # the watch ends the process when it learns the cause
+            self.stopped.set()
+            self.thread.join()
+            message = self.post.error(_describe(error))
+            first = self._publish(message)
+            if first == message:
+                _without_waiting(_report, error, message)
+                time.sleep(3 * _POLL_SECONDS)  # the others read the message; rank 0's end may take the store away
+            else:
+                _without_waiting(self._repeat, first)
+        finally:
+            self._exit(2 if isinstance(error, MtlRcnnError) else 1)
 
     def _publish(self, message: str) -> str:
         """Stores the message if it is the first one; returns the first one."""
@@ -133,8 +133,10 @@ class _Monitor:
         while not self.stopped.wait(_POLL_SECONDS):
             failure = self._look()
             if failure is not None:
-                self._repeat(failure)
-                self._exit(1)
+                try:
+                    _without_waiting(self._repeat, failure)
+                finally:
+                    self._exit(1)
 
     def _look(self) -> str | None:
         """The message of a rank that failed, or None."""
@@ -148,20 +150,23 @@ class _Monitor:
             return f"lost the connection to {place}: the process of rank 0 or its launcher has ended, or was killed"
 
     def _repeat(self, message: str) -> None:
-        _leave_in_log(message)
         if self.ranks.local_rank == 0:
-            print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr)
+            print(f"rank {self.ranks.rank} ends: {message}", file=sys.stderr, flush=True)
+        leave_in_log(message)
 
     def _dismiss(self) -> None:
         if self.guard is not None:
             self.guard.dismiss()
 
     def _exit(self, status: int) -> NoReturn:
-        """Ends the process now: an orderly end could wait for ranks that never come."""
-        self._dismiss()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        """Ends the process now: an orderly end could wait for ranks that never come. Loader workers, which could wait
+        to hand over a batch, end before."""
+        try:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            self._dismiss()
+        finally:
+            os._exit(status)
 
 
 def _describe(error: BaseException) -> str:
@@ -170,8 +175,16 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _leave_in_log(message: str) -> None:
-    """`leave_in_log`, for which nobody waits longer than a second: the disk may be what hangs."""
-    writer = threading.Thread(target=leave_in_log, args=(message,), daemon=True)
-    writer.start()
-    writer.join(1)
+def _report(error: BaseException, message: str) -> None:
+    sys.stdout.flush()
+    if not isinstance(error, MtlRcnnError | KeyboardInterrupt):
+        traceback.print_exception(error)
+    print(message, file=sys.stderr, flush=True)
+    leave_in_log(message)
+
+
+def _without_waiting(say: Callable[..., None], *what: Any) -> None:
+    """Says something, for which nobody waits longer than two seconds: the disk or the pipe may be what hangs."""
+    speaker = threading.Thread(target=say, args=what, daemon=True)
+    speaker.start()
+    speaker.join(2)

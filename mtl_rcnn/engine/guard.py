@@ -17,8 +17,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
@@ -26,7 +26,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from mtl_rcnn.engine.cluster import Place
-from mtl_rcnn.engine.distributed import attempt
+from mtl_rcnn.engine.distributed import key_of_attempt
 
 __all__ = ["Guard", "Post", "guarded"]
 
@@ -43,7 +43,7 @@ class Post:
     Attributes:
         rank, world, host: of this rank, among so many, on this machine.
         address, port: of the store where the ranks meet.
-        prefix: of keys in the store.
+        attempt: `Ranks.attempt`; a guard learns it from the store.
         timeout_s: of one conversation with the store.
     """
 
@@ -52,14 +52,14 @@ class Post:
     host: str
     address: str
     port: int
-    prefix: str
+    attempt: str = ""
     timeout_s: float = 10.0
 
     @staticmethod
-    def of(place: Place) -> Post:
+    def of(place: Place, attempt: str = "") -> Post:
         """That of a process with a place among several."""
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        return Post(place.rank, place.world, host, str(place.address), int(place.port or 0), f"mtl_rcnn/{attempt()}")
+        return Post(place.rank, place.world, host, str(place.address), int(place.port or 0), attempt)
 
     def connect(self) -> dist.TCPStore:
         """An own connection: that of the process group is locked while it waits for other ranks."""
@@ -77,11 +77,11 @@ class Post:
     @property
     def failed(self) -> str:
         """Key of the first failure's message."""
-        return f"{self.prefix}/failed"
+        return f"mtl_rcnn/{self.attempt}/failed"
 
     def beat(self, rank: int) -> str:
         """Key of a rank's sign of life."""
-        return f"{self.prefix}/beat/{rank}"
+        return f"mtl_rcnn/{self.attempt}/beat/{rank}"
 
 
 @contextmanager
@@ -131,7 +131,10 @@ def _let_go() -> TextIO:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.dup2(2, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 3:
+            with suppress(OSError):  # that of the list itself
+                os.close(descriptor)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
@@ -166,7 +169,7 @@ class _Lookout:
             last = now
             state = _state(self.guarded)
             if state is None:
-                self._tell(self.post.error("its process was killed (SIGKILL, as where memory runs out) or crashed"))
+                self._tell(self.post.error("its process was killed (by SIGKILL where memory runs out) or crashed"))
                 return
             self.stopped_since = (self.stopped_since or now) if state == "T" else None
             if self.stopped_since and now - self.stopped_since > self.limit_s:
@@ -206,7 +209,10 @@ class _Lookout:
         """The store, when it is there: ranks may wait for each other for minutes."""
         while os.getppid() == self.guarded:
             try:
-                return self.post.connect()
+                store = self.post.connect()
+                attempt = store.get(key_of_attempt(self.post.rank, self.guarded)).decode()
+                self.post = replace(self.post, attempt=attempt)
+                return store
             except (RuntimeError, ConnectionError):
                 time.sleep(BEAT_SECONDS)
         return None
@@ -253,8 +259,8 @@ def _state(process: int) -> str | None:
         return None
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:  # it has ended since
-        return None
+    except OSError:  # it has ended since, or this process may open no more files
+        return None if os.getppid() != process else "?"
     return stat.rpartition(")")[2].split()[0]  # after the name, which is in brackets and may hold anything
 
 

@@ -278,8 +278,8 @@ class Trainer(TrainerBase):
         try:
             save_replay(path, self.network, samples, self.iter, config, label_space)
             again = f"see the step again with: python -m mtl_rcnn.engine.replay {path}"
-        except (OSError, RuntimeError) as error:  # the fault itself is the news
-            again = f"the step cannot be saved to {path} ({str(error).splitlines()[0]})"
+        except Exception as error:  # the fault itself is the news
+            again = f"the step cannot be saved to {path} ({type(error).__name__}: {error})"
         images = ", ".join(f"{sample['dataset']}/{sample['image_id']}" for sample in samples)
         rate = f"lr {self.schedule.at(self.iter):.3g}"
         return f"iteration {self.iter}, rank {self.ranks.rank}: {fault}; images: {images}; {rate}{advice}; {again}"

@@ -9,7 +9,7 @@ from typing import Any
 from mtl_rcnn.engine import model_file
 from mtl_rcnn.engine.pretrained.load import named_parts
 from mtl_rcnn.engine.restore import Restored
-from mtl_rcnn.errors import ConfigError
+from mtl_rcnn.errors import CheckpointError, ConfigError
 from mtl_rcnn.modeling.inference import chosen_tasks
 
 NAME = f"model{model_file.SUFFIX}"
@@ -44,6 +44,9 @@ def export_weights(
         "config": dict(config),
         "versions": restored.versions,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"output_dir={folder}: cannot be made ({error.strerror}); choose another") from error
     model_file.save(path, weights, told)
     return told

@@ -73,6 +73,13 @@ class FaultyTarget(_StandIn, ImageTarget):
         return torch.zeros(1)
 
 
+class HeavyTarget(_StandIn, ImageTarget):
+    """Labels that fill the pipe between a worker and the main process many times over."""
+
+    def load(self, record, geometry):
+        return bytes(500_000)
+
+
 class DeadlyTarget(_StandIn, ImageTarget):
     """Ends the process at one image, as a decoder that crashes or memory that is out does."""
 

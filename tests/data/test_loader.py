@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import transforms as T
-from standin_targets import DeadlyTarget, FaultyTarget, standin_targets
+from standin_targets import DeadlyTarget, FaultyTarget, HeavyTarget, standin_targets
 from toy import Toy
 
 from mtl_rcnn.data.catalog import build_datasets
@@ -131,6 +131,29 @@ def test_a_worker_that_dies_names_its_image(toy: Toy, number: int, said: str):
     with pytest.raises(LoaderError, match=said) as raised:
         list(itertools.islice(batches, 10))
     assert f"{toy.images}/13.png (dataset 'toy', image id 13)" in str(raised.value)
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_noticed(toy: Toy):
+    """The main process reads half a message, whose end never comes."""
+    setup = _Setup(toy, batch_size=1, targets={"heavy": HeavyTarget("heavy", LabelSpace(({"name": "x"},)))})
+    others = multiprocessing.active_children()
+    batches = iter(setup.train(workers=2))
+    next(batches)
+    time.sleep(2)  # one of them waits for the pipe to be read
+    for worker in multiprocessing.active_children():
+        if worker not in others:
+            worker.kill()
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.alarm(20)
+    try:
+        with pytest.raises(LoaderError, match=r"a worker was killed by SIGKILL; where memory runs out"):
+            list(itertools.islice(batches, 20))
+    finally:
+        signal.alarm(0)
+
+
+def _too_late(number: int, frame: object) -> None:
+    raise TimeoutError("the loader waits for ever")
 
 
 def test_workers_end_soon_after_an_error(toy: Toy):

@@ -107,7 +107,7 @@ def test_a_killed_rank_is_named() -> None:
     codes, outputs, seconds = fail(_FAILING, 1, "killed")
     assert codes == (1, -signal.SIGKILL), outputs
     assert seconds < 30
-    assert f"rank 0 ends: error on rank 1 ({HOST}): its process was killed (SIGKILL, as where" in outputs[0]
+    assert f"rank 0 ends: error on rank 1 ({HOST}): its process was killed (by SIGKILL where" in outputs[0]
     assert (outputs[0] + outputs[1]).count("error on rank") == 1, outputs
 
 
