@@ -57,7 +57,7 @@ def test_the_keys_of_the_cluster_are_the_table_of_the_page() -> None:
     keys = {key for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.M) for key in re.findall(r"`(\w+)`", row)}
     cluster = compose("train", ["cluster=slurm_pyxis", "data.root=unused"], checked=False).cluster
     assert set(cluster) - {"kind"} == keys
-    assert list(defaults_of("train").cluster) == ["kind"]
+    assert list(defaults_of("train").cluster) == ["kind", "timeout_s", "heartbeat_s"]
 
 
 def test_links_lead_somewhere() -> None:
