@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,7 +114,12 @@ class Guard:
             self.process: int | None = os.fork()
         if self.process == 0:
             try:
-                _Lookout(post, guarded, limit_s, _let_go()).watch()
+                errors = _let_go()
+                try:
+                    _Lookout(post, guarded, limit_s, errors).watch()
+                except Exception:  # the rank goes on without a guard, which is to be seen
+                    traceback.print_exc(file=errors)
+                    errors.flush()
             finally:
                 os._exit(0)
 
